@@ -1,0 +1,218 @@
+"""The table contracts: columns, types, units, ranges and keys of every table, each stated once.
+
+Belongs here: what a table promises its readers. Does not belong here: how a table is computed or stored, and
+statistical quality rules (see `bike_assets.checks`).
+
+Every timestamp is UTC with microseconds. `service_date` is the partition key of every daily table: the local
+day of the counted hour in raw and cleaned tables, the issue date in tables about forecasts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import polars as pl
+
+from bike_assets.core.errors import ContractError
+
+UTC_TIMESTAMP = pl.Datetime("us", "UTC")
+"""The one timestamp type of the platform."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column's promise: its type, its unit or meaning, whether it may be null, and its closed range."""
+
+    name: str
+    dtype: pl.DataType | type[pl.DataType]
+    description: str
+    nullable: bool = False
+    minimum: float | None = None
+    maximum: float | None = None
+
+
+@dataclass(frozen=True)
+class TableContract:
+    """What one table promises. `schema.name` is a DuckDB schema and table, or a BigQuery dataset and table."""
+
+    schema: str
+    name: str
+    key: tuple[str, ...]
+    columns: tuple[Column, ...]
+
+    @property
+    def relation(self) -> str:
+        """`schema.name`, as it is written in SQL."""
+        return f"{self.schema}.{self.name}"
+
+    @property
+    def column_names(self) -> list[str]:
+        """Names in table order."""
+        return [column.name for column in self.columns]
+
+    @property
+    def polars_schema(self) -> pl.Schema:
+        """Names and types in table order."""
+        return pl.Schema({column.name: column.dtype for column in self.columns})
+
+    def empty(self) -> pl.DataFrame:
+        """A frame of no rows that keeps the contract."""
+        return pl.DataFrame(schema=self.polars_schema)
+
+    def conform(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """The frame with the contract's columns in order and in type, ready to be written.
+
+        Raises:
+            ContractError: a column is missing, cannot be converted, or the result breaks the contract.
+        """
+        missing = [name for name in self.column_names if name not in frame.columns]
+        if missing:
+            raise ContractError(f"{self.relation}: column {', '.join(missing)} is missing")
+        try:
+            frame = frame.select(
+                pl.col(column.name).cast(column.dtype, strict=True) for column in self.columns
+            )
+        except pl.exceptions.PolarsError as error:
+            raise ContractError(f"{self.relation}: {str(error).splitlines()[0]}") from error
+        self.check(frame)
+        return frame
+
+    def check(self, frame: pl.DataFrame) -> None:
+        """Prove that a frame keeps the contract.
+
+        Raises:
+            ContractError: naming every broken rule with the number of rows that break it.
+        """
+        faults = self.violations(frame)
+        if faults:
+            raise ContractError(f"{self.relation}: {'; '.join(faults)}")
+
+    def violations(self, frame: pl.DataFrame) -> list[str]:
+        """Every broken rule in words, empty where the contract holds."""
+        faults = _schema_faults(frame, self)
+        if faults:
+            return faults
+        for column in self.columns:
+            values = frame.get_column(column.name)
+            if not column.nullable and (nulls := values.null_count()):
+                faults.append(f"{column.name} is null in {nulls:,} rows")
+            if values.dtype.is_float() and (odd := int((~values.is_finite()).sum())):
+                faults.append(f"{column.name} is NaN or infinite in {odd:,} rows")
+            if column.minimum is not None and (below := int((values < column.minimum).sum())):
+                faults.append(f"{column.name} is below {column.minimum:g} in {below:,} rows")
+            if column.maximum is not None and (above := int((values > column.maximum).sum())):
+                faults.append(f"{column.name} is above {column.maximum:g} in {above:,} rows")
+        if self.key and (repeated := frame.height - frame.select(self.key).n_unique()):
+            faults.append(f"key ({', '.join(self.key)}) repeats in {repeated:,} rows")
+        return faults
+
+
+def _schema_faults(frame: pl.DataFrame, contract: TableContract) -> list[str]:
+    faults = []
+    for column in contract.columns:
+        if column.name not in frame.columns:
+            faults.append(f"column {column.name} is missing")
+        elif frame.schema[column.name] != column.dtype:
+            faults.append(f"column {column.name} is {frame.schema[column.name]}, not {column.dtype}")
+    return faults
+
+
+RAW_COUNTS = TableContract(
+    schema="bike_traffic_raw",
+    name="raw_counts",
+    key=(),  # exports overlap: the same counter and hour may stand here several times, and nothing is dropped
+    columns=(
+        Column("service_date", pl.Date, "Local day of the counted hour"),
+        Column("counter_id", pl.String, "Counter as the source names it, site and channel"),
+        Column("counter_name", pl.String, "Name of the counter, with its direction", nullable=True),
+        Column("site_id", pl.String, "Counting site", nullable=True),
+        Column("site_name", pl.String, "Name of the counting site", nullable=True),
+        Column("ts_utc", UTC_TIMESTAMP, "Start of the counted hour"),
+        Column("hourly_count", pl.Float64, "Bicycles in the hour, as published", nullable=True),
+        Column("latitude", pl.Float64, "Degrees north, WGS 84", nullable=True, minimum=-90, maximum=90),
+        Column("longitude", pl.Float64, "Degrees east, WGS 84", nullable=True, minimum=-180, maximum=180),
+        Column("installation_date", pl.Date, "Day the site was installed", nullable=True),
+        Column("source", pl.String, "Source that gave the row: simulator, archive, paris"),
+        Column("source_file", pl.String, "File or request the row came from"),
+        Column("published_until", UTC_TIMESTAMP, "Newest hour in that file: the later export corrects the earlier"),
+        Column("ingested_at", UTC_TIMESTAMP, "When the platform first wrote the row in this form"),
+        Column("content_hash", pl.String, "SHA-256 of the partition's content as the source gave it"),
+    ),
+)
+
+CLEANED_COUNTS = TableContract(
+    schema="bike_traffic_analytics",
+    name="cleaned_counts",
+    key=("counter_id", "ts_utc"),
+    columns=(
+        Column("service_date", pl.Date, "Local day of the counted hour"),
+        Column("counter_id", pl.String, "Counter"),
+        Column("ts_utc", UTC_TIMESTAMP, "Start of the counted hour"),
+        Column("local_hour", pl.Int32, "Hour of the local wall clock", minimum=0, maximum=23),
+        Column("hourly_count", pl.Int64, "Bicycles in the hour, as published last", nullable=True, minimum=0),
+        Column("is_merged_hour", pl.Boolean, "The hour holds both hours of the autumn clock change"),
+        Column("is_outage", pl.Boolean, "Part of a run of zeros of a day or more"),
+        Column("is_spike", pl.Boolean, "Impossible for this counter"),
+        Column("revisions", pl.Int32, "How many different values were published for the hour", minimum=1),
+        Column("published_until", UTC_TIMESTAMP, "Newest hour in the export the value came from"),
+    ),
+)
+
+COUNTERS = TableContract(
+    schema="bike_traffic_analytics",
+    name="counters",
+    key=("counter_id",),
+    columns=(
+        Column("counter_id", pl.String, "Counter"),
+        Column("counter_name", pl.String, "Newest name of the counter", nullable=True),
+        Column("site_id", pl.String, "Counting site", nullable=True),
+        Column("site_name", pl.String, "Newest name of the counting site", nullable=True),
+        Column("latitude", pl.Float64, "Degrees north, WGS 84", nullable=True, minimum=-90, maximum=90),
+        Column("longitude", pl.Float64, "Degrees east, WGS 84", nullable=True, minimum=-180, maximum=180),
+        Column("first_seen", UTC_TIMESTAMP, "Oldest counted hour"),
+        Column("last_seen", UTC_TIMESTAMP, "Newest counted hour"),
+        Column("hours", pl.Int64, "Counted hours", minimum=1),
+        Column("mean_hourly_count", pl.Float64, "Bicycles an hour over its life", nullable=True, minimum=0),
+    ),
+)
+
+PREDICTIONS = TableContract(
+    schema="bike_traffic_predictions",
+    name="predictions",
+    key=("service_date", "counter_id", "target_ts"),
+    columns=(
+        Column("service_date", pl.Date, "Issue date: forecast at 07:00 local from counts up to the day before"),
+        Column("counter_id", pl.String, "Counter"),
+        Column("target_ts", UTC_TIMESTAMP, "Start of the hour forecast"),
+        Column("horizon", pl.Int32, "Days ahead: 1 is the issue date itself", minimum=1, maximum=7),
+        Column("forecast", pl.Float64, "Expected bicycles in the hour", minimum=0),
+        Column("lower_80", pl.Float64, "Lower end of the 80 % interval", minimum=0),
+        Column("upper_80", pl.Float64, "Upper end of the 80 % interval", minimum=0),
+        Column("lower_90", pl.Float64, "Lower end of the 90 % interval", minimum=0),
+        Column("upper_90", pl.Float64, "Upper end of the 90 % interval", minimum=0),
+        Column("mean4", pl.Float64, "Baseline: mean of the last four same hours of the week known at issue", minimum=0),
+        Column("seasonal_naive", pl.Float64, "Baseline: the last same hour of the week known at issue", minimum=0),
+        Column("model_name", pl.String, "Registered model"),
+        Column("model_version", pl.String, "Version of the registered model"),
+        Column("run_id", pl.String, "MLflow run that trained it"),
+    ),
+)
+
+
+def features_contract(feature_columns: Sequence[str]) -> TableContract:
+    """The contract of the feature table, whose feature columns the feature code names.
+
+    Args:
+        feature_columns: names of the model's inputs, all 32-bit floats; null where nothing was known.
+    """
+    return TableContract(
+        schema="bike_traffic_features",
+        name="features",
+        key=("service_date", "counter_id", "target_ts"),
+        columns=(
+            Column("service_date", pl.Date, "Issue date"),
+            Column("counter_id", pl.String, "Counter"),
+            Column("target_ts", UTC_TIMESTAMP, "Start of the hour to forecast"),
+            Column("horizon", pl.Int32, "Days ahead: 1 is the issue date itself", minimum=1, maximum=7),
+            *(Column(name, pl.Float32, "Model input, known at issue time", nullable=True) for name in feature_columns),
+        ),
+    )
