@@ -1,0 +1,85 @@
+# Everything a person types. `make` alone lists the targets.
+#
+# Needs Python 3.11 to 3.13, git and make. uv is used when it is on PATH and otherwise fetched from the package
+# registry into .uv-bootstrap/; an interpreter is never downloaded.
+
+HOME_DIR ?= .bike
+ARGS ?=
+
+BOOTSTRAP := .uv-bootstrap
+UV_VERSION := 0.13.8
+UV_ON_PATH := $(shell command -v uv 2>/dev/null)
+UV := $(or $(UV_ON_PATH),$(BOOTSTRAP)/bin/uv)
+
+# The first interpreter that the project supports. An existing environment comes first, so that a second Python on
+# PATH never makes uv throw the environment away. Looked up once, and only when a target needs it.
+PYTHON_CANDIDATES := "$${UV_PYTHON:-$${UV_PROJECT_ENVIRONMENT:-.venv}/bin/python}" "python$${UV_PYTHON:-3.12}" \
+	python3.12 python3.13 python3.11 python3 python
+FIND_PYTHON = for candidate in $(PYTHON_CANDIDATES); do "$$candidate" -c \
+	'import sys; (3, 11) <= sys.version_info[:2] <= (3, 13) or sys.exit(1); print(sys.executable)' \
+	2>/dev/null && break; done
+PYTHON = $(eval PYTHON := $$(shell $$(FIND_PYTHON)))$(PYTHON)
+
+RUN = UV_PYTHON="$(PYTHON)" $(UV) run --locked
+
+export UV_PYTHON_DOWNLOADS := never
+export UV_HTTP_TIMEOUT ?= 180
+# Without compiled modules every process would compile thousands of files again.
+unexport PYTHONDONTWRITEBYTECODE
+# No library reports home. MLflow understands the word, not 1.
+export DO_NOT_TRACK := true
+export MLFLOW_DISABLE_TELEMETRY := true
+export DAGSTER_DISABLE_TELEMETRY := 1
+export DBT_SEND_ANONYMOUS_USAGE_STATS := false
+export GX_ANALYTICS_ENABLED := false
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test test-all check up bench clean python
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: $(UV) ## everything from nothing, offline: simulated city, six assets, champion, report (HOME_DIR=.bike, ARGS=)
+	$(RUN) bike-assets demo --home "$(HOME_DIR)" $(ARGS)
+
+test: $(UV) ## the test suite without the proofs that take minutes
+	$(RUN) pytest -m "not slow" $(ARGS)
+
+test-all: $(UV) ## the test suite with the proofs that take minutes
+	$(RUN) pytest $(ARGS)
+
+check: $(UV) ## lint, formatting, types, import contracts
+	$(RUN) ruff check
+	$(RUN) ruff format --check
+	$(RUN) mypy
+	$(RUN) lint-imports
+
+up: $(UV) ## Dagster UI :3000, MLflow :5000, REST service :8000 over the same local home (HOME_DIR=.bike)
+	$(RUN) bike-assets up --home "$(HOME_DIR)" $(ARGS)
+
+bench: $(UV) ## every performance claim, measured again
+	@set -e; for claim in benchmarks/*.py; do \
+		case "$$claim" in */__init__.py|*/_*) continue;; esac; \
+		test -e "$$claim" || { echo "make: benchmarks/ holds no benchmark" >&2; exit 1; }; \
+		echo "== $$claim"; $(RUN) python "$$claim" $(ARGS); done
+
+clean: ## remove caches and build output; keeps .venv and the home folder
+	rm -rf dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis catboost_info \
+		dbt_project/target dbt_project/logs
+	find bike_assets bike_assets_tests serving -type d -name __pycache__ -prune -exec rm -rf {} +
+
+python:
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11, 3.12 or 3.13 on PATH; install one, or name it with UV_PYTHON=/path/to/python" >&2; exit 1; }
+
+ifeq ($(UV_ON_PATH),)
+$(UV): | python
+	@echo "uv is not on PATH: installing it into $(BOOTSTRAP)/"
+	@rm -rf $(BOOTSTRAP)
+	@"$(PYTHON)" -m venv $(BOOTSTRAP) >/dev/null || { rm -rf $(BOOTSTRAP); \
+		echo "make: $(PYTHON) cannot create environments; install its venv module (python3-venv on Debian) or uv itself" >&2; exit 1; }
+	@$(BOOTSTRAP)/bin/python -m pip install --quiet --disable-pip-version-check "uv==$(UV_VERSION)" || { rm -rf $(BOOTSTRAP); \
+		echo "make: uv $(UV_VERSION) cannot be installed from the package registry; check the network or install uv yourself" >&2; exit 1; }
+else
+$(UV): python ;
+endif
