@@ -11,14 +11,15 @@ UV_VERSION := 0.13.8
 UV_ON_PATH := $(shell command -v uv 2>/dev/null)
 UV := $(or $(UV_ON_PATH),$(BOOTSTRAP)/bin/uv)
 
-# The first interpreter that the project supports. An existing environment comes first, so that a second Python on
-# PATH never makes uv throw the environment away. Looked up once, and only when a target needs it.
-PYTHON_CANDIDATES := "$${UV_PYTHON:-$${UV_PROJECT_ENVIRONMENT:-.venv}/bin/python}" "python$${UV_PYTHON:-3.12}" \
-	python3.12 python3.13 python3.11 python3 python
+# The first interpreter that the project supports. An existing environment comes before what is on PATH, so that a
+# second Python never makes uv throw the environment away. Looked up once, and only when a target needs it.
+# UV_PYTHON (a path or a version such as 3.13) overrides it.
+PYTHON_CANDIDATES := "$${UV_PROJECT_ENVIRONMENT:-.venv}/bin/python" python3.12 python3.13 python3.11 python3 python
 FIND_PYTHON = for candidate in $(PYTHON_CANDIDATES); do "$$candidate" -c \
 	'import sys; (3, 11) <= sys.version_info[:2] <= (3, 13) or sys.exit(1); print(sys.executable)' \
 	2>/dev/null && break; done
-PYTHON = $(eval PYTHON := $$(shell $$(FIND_PYTHON)))$(PYTHON)
+FOUND_PYTHON = $(eval FOUND_PYTHON := $$(shell $$(FIND_PYTHON)))$(FOUND_PYTHON)
+PYTHON = $(or $(UV_PYTHON),$(FOUND_PYTHON))
 
 RUN = UV_PYTHON="$(PYTHON)" $(UV) run --locked
 
@@ -76,8 +77,8 @@ ifeq ($(UV_ON_PATH),)
 $(UV): | python
 	@echo "uv is not on PATH: installing it into $(BOOTSTRAP)/"
 	@rm -rf $(BOOTSTRAP)
-	@"$(PYTHON)" -m venv $(BOOTSTRAP) >/dev/null || { rm -rf $(BOOTSTRAP); \
-		echo "make: $(PYTHON) cannot create environments; install its venv module (python3-venv on Debian) or uv itself" >&2; exit 1; }
+	@"$(FOUND_PYTHON)" -m venv $(BOOTSTRAP) >/dev/null || { rm -rf $(BOOTSTRAP); \
+		echo "make: $(FOUND_PYTHON) cannot create environments; install its venv module (python3-venv on Debian) or uv itself" >&2; exit 1; }
 	@$(BOOTSTRAP)/bin/python -m pip install --quiet --disable-pip-version-check "uv==$(UV_VERSION)" || { rm -rf $(BOOTSTRAP); \
 		echo "make: uv $(UV_VERSION) cannot be installed from the package registry; check the network or install uv yourself" >&2; exit 1; }
 else
