@@ -1,0 +1,594 @@
+"""What is known about a counter and an hour when a forecast is issued. The same code trains and serves.
+
+Belongs here: the model's inputs and the baselines, computed from counts of days before the issue date and
+from the calendar. Does not belong here: the target, scaling by level, the model (`bike_assets.core.model`).
+
+Counts become a dense cube [counter, local day, hour of the wall clock]. Windows are sums over day shifts in
+one fixed order, never running sums: the features of an issue date are the same to the last bit whatever
+other issue dates, and however much older history, stand in the same call.
+"""
+
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from bike_assets.core.calendar import (
+    LOCAL_TZ,
+    calendar_table,
+    days_between,
+    days_to_public_holiday,
+    hours_of_day,
+    target_date,
+)
+from bike_assets.core.contracts import UTC_TIMESTAMP, features_contract
+from bike_assets.core.errors import PermanentError
+from bike_assets.core.quality import MASK_LOOKBACK_DAYS, Cube, dead_days, shift_days, untrusted
+
+FEATURE_LOOKBACK_DAYS = 56
+"""Oldest day, before the issue date, whose count a feature looks at."""
+
+LOOKBACK_DAYS = FEATURE_LOOKBACK_DAYS + MASK_LOOKBACK_DAYS
+"""Features of issue date D use only rows with D - LOOKBACK_DAYS <= service_date <= D - 1."""
+
+MAX_HORIZON = 7
+LEVEL_FLOOR = 1.0
+"""Smallest level (bicycles an hour) that counts are divided by."""
+
+COUNT_FEATURES: tuple[str, ...] = (
+    "mean4",
+    "seasonal_naive",
+    "week_lag_1",
+    "week_lag_2",
+    "week_lag_3",
+    "week_lag_4",
+    "week_lag_8",
+    "week_mean_clean",
+    "week_mean_adjusted",
+    "week_mean_hour_before",
+    "week_mean_hour_after",
+    "day_lag_1",
+    "day_lag_2",
+    "day_lag_3",
+    "day_lag_7",
+    "type_last_1",
+    "type_last_2",
+    "type_last_3",
+    "type_mean",
+    "type_ewm",
+    "type_ewm_short",
+    "type_ewm_hour_before",
+    "type_ewm_hour_after",
+    "hour_mean_28d",
+    "max_56d",
+)
+"""Features in bicycles an hour; the model divides them by `level_28d`."""
+
+OTHER_FEATURES: tuple[str, ...] = (
+    "level_28d",
+    "level_ratio_7_28",
+    "level_ratio_28_56",
+    "own_ratio_1d",
+    "own_ratio_2d",
+    "own_ratio_3d",
+    "own_ratio_7d",
+    "own_ratio_evening",
+    "raw_ratio_1d",
+    "raw_ratio_evening",
+    "network_ratio_1d",
+    "network_ratio_2d",
+    "network_ratio_3d",
+    "network_ratio_7d",
+    "network_ratio_evening",
+    "network_ratio_hour",
+    "network_lag_ratio_1",
+    "network_lag_ratio_2",
+    "network_lag_ratio_3",
+    "network_lag_ratio_4",
+    "network_profile",
+    "network_level_ratio_7_28",
+    "zero_share_1d",
+    "zero_share_7d",
+    "missing_share_7d",
+    "untrusted_share_28d",
+    "dead_days",
+    "known_days_28d",
+    "weekend_ratio",
+    "morning_share",
+    "night_share",
+    "horizon_days",
+    "hour",
+    "weekday",
+    "day_type",
+    "is_public_holiday",
+    "is_bridge_day",
+    "is_school_holiday",
+    "days_to_public_holiday",
+    "year_sin",
+    "year_cos",
+    "yesterday_day_type",
+    "yesterday_school_holiday",
+    "holiday_lag_1",
+    "holiday_lags_4",
+    "school_lag_1",
+    "school_lags_4",
+)
+"""Features without a unit, and the level itself in bicycles an hour."""
+
+FEATURE_COLUMNS: tuple[str, ...] = COUNT_FEATURES + OTHER_FEATURES
+"""Inputs of the model, in the order it takes them."""
+
+_WORKDAY, _SATURDAY, _SUNDAY = 0, 1, 2
+_TYPE_WINDOW = 42
+_DAY = timedelta(days=1)
+
+Array = NDArray[np.float64]
+Index = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class _Days:
+    """The day axis: every local day from the oldest count to the last target, and what kind of day it is."""
+
+    days: list[date]
+    weekday: Array
+    public: Array
+    bridge: Array
+    school: Array
+    near_holiday: Array
+    day_type: Index
+
+    @classmethod
+    def of(cls, first: date, last: date) -> "_Days":
+        days = days_between(first, last)
+        table = calendar_table(days)
+        weekday = table["weekday"].to_numpy().astype(np.float64)
+        public = table["is_public_holiday"].to_numpy().astype(np.float64)
+        day_type = np.where(
+            (weekday == 6) | (public > 0), _SUNDAY, np.where(weekday == 5, _SATURDAY, _WORKDAY)
+        )
+        return cls(
+            days=days,
+            weekday=weekday,
+            public=public,
+            bridge=table["is_bridge_day"].to_numpy().astype(np.float64),
+            school=table["is_school_holiday"].to_numpy().astype(np.float64),
+            near_holiday=np.array([days_to_public_holiday(day) for day in days], dtype=np.float64),
+            day_type=day_type.astype(np.int64),
+        )
+
+
+class _Mean:
+    """A mean over equally shaped arrays that skips NaN, added in the order given."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.total, self.weight = np.zeros(shape), np.zeros(shape)
+
+    def add(self, values: Array, weight: float = 1.0) -> None:
+        known = ~np.isnan(values)
+        self.total += np.where(known, values * weight, 0.0)
+        self.weight += known * weight
+
+    def result(self) -> Array:
+        return _ratio(self.total, self.weight)
+
+
+def _ratio(above: Array, below: Array, pseudo: float = 0.0) -> Array:
+    """(above + pseudo) / (below + pseudo), NaN where below is 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.where(below > 0, (above + pseudo) / (below + pseudo), np.nan))
+
+
+def _sum_hours(cube: Cube, hours: Iterable[int] = range(24)) -> Array:
+    """Sum over hours, one after the other: numpy's own sum may pair terms differently for other layouts."""
+    total = np.zeros(cube.shape[:-1])
+    for hour in hours:
+        total = total + np.nan_to_num(cube[..., hour])
+    return total
+
+
+def _sum_counters(cube: Cube) -> Array:
+    """Sum over counters, one after the other, so that counters without data cannot change a rounding."""
+    total = np.zeros(cube.shape[1:])
+    for counter in cube:
+        total = total + np.nan_to_num(counter)
+    return total
+
+
+def build_features(
+    counts: pl.DataFrame,
+    issue_dates: Sequence[date],
+    horizons: Sequence[int] = range(1, MAX_HORIZON + 1),
+    counter_ids: Sequence[str] | None = None,
+    tz: str = LOCAL_TZ,
+) -> pl.DataFrame:
+    """Features of every counter and every hour of the target days, as known on each issue date's morning.
+
+    Args:
+        counts: cleaned counts with at least counter_id, service_date, local_hour, hourly_count and
+            is_merged_hour. Rows on or after an issue date, and rows more than `LOOKBACK_DAYS` before it, are
+            not used for it. Network-wide features see all counters in it.
+        issue_dates: local days on which forecasts are issued; order and repetition do not matter.
+        horizons: days ahead, 1 (the issue date itself) to 7.
+        counter_ids: counters to give rows for, known or not; by default those with a row in the lookback.
+        tz: time zone of the wall clock.
+
+    Returns:
+        Rows that keep `features_contract(FEATURE_COLUMNS)`, one for each real hour of each target day (23, 24
+        or 25), sorted by issue date, counter and hour. Features are null where nothing is known; the
+        baselines `mean4` and `seasonal_naive` and `level_28d` never are.
+
+    Raises:
+        PermanentError: no issue date, a horizon outside 1..7, or a column is missing.
+    """
+    contract = features_contract(FEATURE_COLUMNS)
+    issues, ahead = sorted(set(issue_dates)), sorted(set(horizons))
+    if not issues or not ahead or ahead[0] < 1 or ahead[-1] > MAX_HORIZON:
+        raise PermanentError(f"features need at least one issue date and horizons within 1..{MAX_HORIZON}")
+    missing = {"counter_id", "service_date", "local_hour", "hourly_count", "is_merged_hour"} - set(
+        counts.columns
+    )
+    if missing:
+        raise PermanentError(f"features need the column {', '.join(sorted(missing))} of cleaned counts")
+    axis = _Days.of(issues[0] - LOOKBACK_DAYS * _DAY, issues[-1] + MAX_HORIZON * _DAY)
+    names, cube, seen = _cube(counts, axis, issues[-1], counter_ids or ())
+    if not names:
+        return contract.empty()
+    at = np.array([(day - axis.days[0]).days for day in issues], dtype=np.int64)
+    present = np.zeros((len(names), len(issues)), dtype=bool)
+    for k in range(1, LOOKBACK_DAYS + 1):
+        present |= seen[:, at - k]
+    values = _features(cube, axis, at, present)
+    if counter_ids is not None:
+        wanted = set(counter_ids)
+        present = np.repeat(np.array([[name in wanted] for name in names]), len(issues), axis=1)
+    return _emit(values, names, issues, ahead, axis, present, tz)
+
+
+def _cube(
+    counts: pl.DataFrame, axis: _Days, end: date, extra: Sequence[str]
+) -> tuple[list[str], Cube, NDArray[np.bool_]]:
+    """Counter names (sorted), counts [counter, day, hour], and [counter, day] whether any row is there."""
+    rows = (
+        counts.lazy()
+        .filter(pl.col("service_date").is_between(axis.days[0], end - _DAY))
+        .select(
+            "counter_id",
+            day=(pl.col("service_date") - axis.days[0]).dt.total_days().cast(pl.Int64),
+            hour=pl.col("local_hour").cast(pl.Int64),
+            value=pl.when("is_merged_hour")
+            .then(pl.col("hourly_count") / 2)
+            .otherwise(pl.col("hourly_count")),
+        )
+        .collect()
+    )
+    names = sorted(set(rows["counter_id"].unique()) | set(extra))
+    counter = rows["counter_id"].replace_strict(names, range(len(names)), return_dtype=pl.Int64)
+    shape = (len(names), len(axis.days), 24)
+    flat = (counter * len(axis.days) + rows["day"]) * 24 + rows["hour"]
+    seen = np.zeros(shape[:2], dtype=bool)
+    seen.reshape(-1)[(flat // 24).to_numpy()] = True
+    known = rows["value"].is_not_null()
+    where, value = flat.filter(known).to_numpy(), rows["value"].filter(known).to_numpy().astype(np.float64)
+    size = shape[0] * shape[1] * 24
+    # An hour the wall clock repeats may come as two rows; either alone describes the hour.
+    with np.errstate(invalid="ignore"):
+        cube = np.bincount(where, value, size) / np.bincount(where, minlength=size)
+    return names, cube.reshape(shape), seen
+
+
+def _features(cube: Cube, axis: _Days, at: Index, present: NDArray[np.bool_]) -> dict[str, tuple[str, Array]]:
+    """Every feature with the axes it varies over.
+
+    Axes: `ih` [counter, issue, hour], `i` [counter, issue], `th` [counter, day, hour], `n` [issue],
+    `nh` [issue, hour], `nth` [day, hour], `t` [day], `kh` [counter, issue, day type, hour].
+    """
+    bad = untrusted(cube)
+    trusted = np.where(bad, np.nan, cube)
+    shape_i = (cube.shape[0], len(at))
+    shape_ih = (*shape_i, 24)
+    out: dict[str, tuple[str, Array]] = {}
+
+    # Levels: the mean over hours of the day of each hour's own mean, so that missing nights do not lift it.
+    hour_mean = {window: _Mean(shape_ih) for window in (7, 28, 56)}
+    raw_mean, maximum = _Mean(shape_ih), np.full(shape_i, np.nan)
+    known_days = np.zeros(shape_i)
+    zeros = {1: np.zeros(shape_i), 7: np.zeros(shape_i)}
+    known_hours = {1: np.zeros(shape_i), 7: np.zeros(shape_i)}
+    untrusted_hours = np.zeros(shape_i)
+    dead, still_dead = np.zeros(shape_i), np.ones(shape_i, dtype=bool)
+    dead_day = dead_days(cube)
+    with np.errstate(all="ignore"):
+        day_max = np.fmax.reduce(trusted, axis=2)
+    for k in range(1, FEATURE_LOOKBACK_DAYS + 1):
+        day, raw_day = trusted[:, at - k], cube[:, at - k]
+        for window, mean in hour_mean.items():
+            if k <= window:
+                mean.add(day)
+        maximum = np.fmax(maximum, day_max[:, at - k])
+        if k <= 28:
+            raw_mean.add(raw_day)
+            known_days += (~np.isnan(day)).any(axis=2)
+            untrusted_hours += bad[:, at - k].sum(axis=2)
+            still_dead &= dead_day[:, at - k]
+            dead += still_dead
+        for window in (1, 7):
+            if k <= window:
+                zeros[window] += (raw_day == 0).sum(axis=2)
+                known_hours[window] += (~np.isnan(raw_day)).sum(axis=2)
+    means = {window: mean.result() for window, mean in hour_mean.items()}
+    levels = {window: _mean_hours(mean) for window, mean in means.items()}
+    level = levels[28]
+    for fallback in (levels[56], _mean_hours(raw_mean.result())):
+        level = np.where(np.isnan(level), fallback, level)
+    level = np.where(np.isnan(level), _median_counters(np.where(present, level, np.nan)), level)
+    level = np.maximum(level, LEVEL_FLOOR)
+    out["level_28d"] = ("i", level)
+    out["level_ratio_7_28"] = ("i", _ratio(levels[7], level))
+    out["level_ratio_28_56"] = ("i", _ratio(level, levels[56]))
+    out["hour_mean_28d"] = ("ih", means[28])
+    out["max_56d"] = ("i", maximum)
+    out["zero_share_1d"] = ("i", _ratio(zeros[1], known_hours[1]))
+    out["zero_share_7d"] = ("i", _ratio(zeros[7], known_hours[7]))
+    out["missing_share_7d"] = ("i", 1.0 - known_hours[7] / (7 * 24))
+    out["untrusted_share_28d"] = ("i", untrusted_hours / (28 * 24))
+    out["dead_days"] = ("i", dead)
+    out["known_days_28d"] = ("i", known_days)
+    _week_features(out, cube, trusted, axis)
+    _ratio_features(out, cube, trusted, at)
+    _type_features(out, trusted, axis, at)
+    for k in (1, 2, 3, 7):
+        out[f"day_lag_{k}"] = ("ih", trusted[:, at - k])
+    network = _Mean((len(at), 24))
+    for counter in means[28] / level[:, :, None]:
+        network.add(counter)
+    profile = network.result()
+    out["network_profile"] = ("nh", profile)
+    _calendar_features(out, axis, at)
+    return out
+
+
+def _mean_hours(cube: Cube) -> Array:
+    known = np.sum(~np.isnan(cube), axis=-1).astype(np.float64)
+    return _ratio(_sum_hours(cube), known)
+
+
+def _median_counters(values: Array) -> Array:
+    """[counter, issue] → [1, issue] median over counters, 0 where no counter is known."""
+    ordered = np.sort(values, axis=0)
+    known = np.sum(~np.isnan(ordered), axis=0)
+    middle = np.take_along_axis(ordered, np.maximum(known - 1, 0)[None] // 2, axis=0)
+    return np.asarray(np.nan_to_num(middle))
+
+
+def _week_features(out: dict[str, tuple[str, Array]], cube: Cube, trusted: Cube, axis: _Days) -> None:
+    """Same hour of the week before the target day. A week back is at most the day before the issue date."""
+    raw = _Mean(cube.shape)
+    naive = np.full(cube.shape, np.nan)
+    for k in range(1, 5):
+        lag = shift_days(cube, 7 * k)
+        raw.add(lag)
+        naive = np.where(np.isnan(naive), lag, naive)
+    out["mean4"] = ("th", np.nan_to_num(raw.result()))
+    out["seasonal_naive"] = ("th", np.nan_to_num(naive))
+    for k in (1, 2, 3, 4, 8):
+        out[f"week_lag_{k}"] = ("th", shift_days(trusted, 7 * k))
+    ordinary = np.where(axis.public[None, :, None] > 0, np.nan, trusted)
+    clean = _Mean(cube.shape)
+    for k in range(1, 7):
+        clean.add(shift_days(ordinary, 7 * k), 0.8**k)
+    mean = clean.result()
+    out["week_mean_clean"] = ("th", mean)
+    out["week_mean_hour_before"] = ("th", _hour_shift(mean, 1))
+    out["week_mean_hour_after"] = ("th", _hour_shift(mean, -1))
+
+
+def _hour_shift(cube: Cube, hours: int) -> Cube:
+    """The hour before (1) or after (-1) on the wall clock of the same day, around the clock."""
+    return np.roll(cube, hours, axis=-1)
+
+
+def _ratio_features(out: dict[str, tuple[str, Array]], cube: Cube, trusted: Cube, at: Index) -> None:
+    """How recent days compared with the same weekday of the four weeks before: one counter, the city."""
+    expected_mean = _Mean(cube.shape)
+    for k in range(1, 5):
+        expected_mean.add(shift_days(trusted, 7 * k))
+    expected = expected_mean.result()
+    both = ~np.isnan(trusted) & ~np.isnan(expected)
+    seen, usual = np.where(both, trusted, 0.0), np.where(both, expected, 0.0)
+    seen_day, usual_day = _sum_hours(seen), _sum_hours(usual)
+    evening = range(17, 24)
+    for k in (1, 2, 3):
+        out[f"own_ratio_{k}d"] = ("i", _ratio(seen_day[:, at - k], usual_day[:, at - k], pseudo=20.0))
+    week_seen, week_usual = np.zeros((cube.shape[0], len(at))), np.zeros((cube.shape[0], len(at)))
+    for k in range(1, 8):
+        week_seen, week_usual = week_seen + seen_day[:, at - k], week_usual + usual_day[:, at - k]
+    out["own_ratio_7d"] = ("i", _ratio(week_seen, week_usual, pseudo=20.0))
+    out["own_ratio_evening"] = (
+        "i",
+        _ratio(_sum_hours(seen, evening)[:, at - 1], _sum_hours(usual, evening)[:, at - 1], pseudo=10.0),
+    )
+    raw_both = ~np.isnan(cube) & ~np.isnan(expected)
+    raw_seen, raw_usual = np.where(raw_both, cube, 0.0), np.where(raw_both, expected, 0.0)
+    out["raw_ratio_1d"] = ("i", _ratio(_sum_hours(raw_seen)[:, at - 1], _sum_hours(raw_usual)[:, at - 1]))
+    out["raw_ratio_evening"] = (
+        "i",
+        _ratio(_sum_hours(raw_seen, evening)[:, at - 1], _sum_hours(raw_usual, evening)[:, at - 1]),
+    )
+
+    city_seen, city_usual = _sum_counters(seen), _sum_counters(usual)
+    city_day = _ratio(_sum_hours(city_seen), _sum_hours(city_usual))
+    for k in (1, 2, 3):
+        out[f"network_ratio_{k}d"] = ("n", city_day[at - k])
+    city_week_seen, city_week_usual = np.zeros(len(at)), np.zeros(len(at))
+    for k in range(1, 8):
+        city_week_seen = city_week_seen + _sum_hours(city_seen)[at - k]
+        city_week_usual = city_week_usual + _sum_hours(city_usual)[at - k]
+    out["network_ratio_7d"] = ("n", _ratio(city_week_seen, city_week_usual))
+    out["network_ratio_evening"] = (
+        "n",
+        _ratio(_sum_hours(city_seen, evening)[at - 1], _sum_hours(city_usual, evening)[at - 1]),
+    )
+    # Neighbouring hours steady the ratio at night, when the city counts few.
+    near_seen = city_seen + np.roll(city_seen, 1, axis=-1) + np.roll(city_seen, -1, axis=-1)
+    near_usual = city_usual + np.roll(city_usual, 1, axis=-1) + np.roll(city_usual, -1, axis=-1)
+    city_hour = _ratio(near_seen, near_usual)
+    out["network_ratio_hour"] = ("nh", city_hour[at - 1])
+    adjusted_mean = _Mean(cube.shape)
+    adjusted = trusted / np.clip(np.where(np.isnan(city_hour), 1.0, city_hour), 0.3, 3.0)
+    for k in range(1, 5):
+        out[f"network_lag_ratio_{k}"] = ("nth", shift_days(city_hour[None], 7 * k)[0])
+        adjusted_mean.add(shift_days(adjusted, 7 * k))
+    out["week_mean_adjusted"] = ("th", adjusted_mean.result())
+    short, long = np.zeros(len(at)), np.zeros(len(at))
+    total = _sum_hours(_sum_counters(trusted))
+    for k in range(1, 29):
+        long = long + total[at - k]
+        if k <= 7:
+            short = short + total[at - k]
+    out["network_level_ratio_7_28"] = ("n", 4.0 * _ratio(short, long))
+
+
+def _type_features(out: dict[str, tuple[str, Array]], trusted: Cube, axis: _Days, at: Index) -> None:
+    """Recent days of the target's type (working day, Saturday, Sunday or public holiday), newest first."""
+    shape = (trusted.shape[0], len(at), 3, 24)
+    mean, ewm, short = _Mean(shape), _Mean(shape), _Mean(shape)
+    last = np.full((3, *shape), np.nan)
+    found = np.zeros(shape, dtype=np.int64)
+    for k in range(1, _TYPE_WINDOW + 1):
+        for kind in (_WORKDAY, _SATURDAY, _SUNDAY):
+            chosen = np.flatnonzero(axis.day_type[at - k] == kind)
+            if not len(chosen):
+                continue
+            day = trusted[:, at[chosen] - k]
+            known = ~np.isnan(day)
+            value = np.where(known, day, 0.0)
+            for target, weight in ((mean, float(k <= 28)), (ewm, 0.5 ** (k / 10)), (short, 0.5 ** (k / 3))):
+                target.total[:, chosen, kind] += value * weight
+                target.weight[:, chosen, kind] += known * weight
+            rank = found[:, chosen, kind]
+            for position in range(3):
+                place = last[position][:, chosen, kind]
+                last[position][:, chosen, kind] = np.where(known & (rank == position), day, place)
+            found[:, chosen, kind] = rank + known
+    average = ewm.result()
+    out["type_mean"] = ("kh", mean.result())
+    out["type_ewm"] = ("kh", average)
+    out["type_ewm_short"] = ("kh", short.result())
+    out["type_ewm_hour_before"] = ("kh", _hour_shift(average, 1))
+    out["type_ewm_hour_after"] = ("kh", _hour_shift(average, -1))
+    for position in range(3):
+        out[f"type_last_{position + 1}"] = ("kh", last[position])
+    work, sunday = _sum_hours(average[:, :, _WORKDAY]), _sum_hours(average[:, :, _SUNDAY])
+    out["weekend_ratio"] = ("i", _ratio(sunday, work, pseudo=20.0))
+    out["morning_share"] = ("i", _ratio(_sum_hours(average[:, :, _WORKDAY], range(7, 10)), work))
+    out["night_share"] = ("i", _ratio(_sum_hours(average[:, :, _WORKDAY], (21, 22, 23, 0, 1, 2, 3, 4)), work))
+
+
+def _calendar_features(out: dict[str, tuple[str, Array]], axis: _Days, at: Index) -> None:
+    """What kind of day the target, yesterday and the lag days are."""
+    turn = np.array([2 * np.pi * (day.timetuple().tm_yday - 1) / 365.25 for day in axis.days])
+    out["weekday"] = ("t", axis.weekday)
+    out["day_type"] = ("t", axis.day_type.astype(np.float64))
+    out["is_public_holiday"] = ("t", axis.public)
+    out["is_bridge_day"] = ("t", axis.bridge)
+    out["is_school_holiday"] = ("t", axis.school)
+    out["days_to_public_holiday"] = ("t", axis.near_holiday)
+    out["year_sin"] = ("t", np.sin(turn))
+    out["year_cos"] = ("t", np.cos(turn))
+    out["yesterday_day_type"] = ("n", axis.day_type[at - 1].astype(np.float64))
+    out["yesterday_school_holiday"] = ("n", axis.school[at - 1])
+    public = [shift_days(axis.public[None], 7 * k)[0] for k in range(1, 5)]
+    school = [shift_days(axis.school[None], 7 * k)[0] for k in range(1, 5)]
+    out["holiday_lag_1"] = ("t", public[0])
+    out["holiday_lags_4"] = ("t", public[0] + public[1] + public[2] + public[3])
+    out["school_lag_1"] = ("t", school[0])
+    out["school_lags_4"] = ("t", school[0] + school[1] + school[2] + school[3])
+
+
+def _emit(
+    values: dict[str, tuple[str, Array]],
+    names: list[str],
+    issues: list[date],
+    horizons: list[int],
+    axis: _Days,
+    present: NDArray[np.bool_],
+    tz: str,
+) -> pl.DataFrame:
+    """The feature table: for each issue date and counter, the real hours of the target days in order."""
+    hours = {day: hours_of_day(day, tz) for day in axis.days[LOOKBACK_DAYS:]}
+    counter, issue, target, hour, ahead, stamp = [], [], [], [], [], []
+    for i, issue_date in enumerate(issues):
+        slots = [(h, stamp_) for h in horizons for stamp_ in hours[target_date(issue_date, h)]]
+        h = np.array([s[0] for s in slots], dtype=np.int64)
+        times = pl.Series([s[1] for s in slots], dtype=UTC_TIMESTAMP)
+        chosen = np.flatnonzero(present[:, i])
+        counter.append(np.repeat(chosen, len(slots)))
+        issue.append(np.full(len(slots) * len(chosen), i, dtype=np.int64))
+        ahead.append(np.tile(h, len(chosen)))
+        target.append(np.tile((issue_date - axis.days[0]).days + h - 1, len(chosen)))
+        hour.append(
+            np.tile(times.dt.convert_time_zone(tz).dt.hour().to_numpy().astype(np.int64), len(chosen))
+        )
+        stamp.append(np.tile(times.to_physical().to_numpy(), len(chosen)))
+    c, i_, t, h_, hz, ts = (np.concatenate(part) for part in (counter, issue, target, hour, ahead, stamp))
+    n_issue, n_day = len(issues), len(axis.days)
+    kind = axis.day_type[t]
+    index: dict[str, Index] = {
+        "ih": (c * n_issue + i_) * 24 + h_,
+        "i": c * n_issue + i_,
+        "th": (c * n_day + t) * 24 + h_,
+        "n": i_,
+        "nh": i_ * 24 + h_,
+        "nth": t * 24 + h_,
+        "t": t,
+        "kh": ((c * n_issue + i_) * 3 + kind) * 24 + h_,
+    }
+    columns: dict[str, pl.Series] = {
+        "service_date": pl.Series(issues, dtype=pl.Date).gather(i_),
+        "counter_id": pl.Series(names, dtype=pl.String).gather(c),
+        "target_ts": pl.Series(ts).cast(UTC_TIMESTAMP),
+        "horizon": pl.Series(hz, dtype=pl.Int32),
+    }
+    for name in FEATURE_COLUMNS:
+        if name == "horizon_days":
+            column = hz.astype(np.float32)
+        elif name == "hour":
+            column = h_.astype(np.float32)
+        else:
+            axes, array = values[name]
+            column = np.ascontiguousarray(array, dtype=np.float32).reshape(-1)[index[axes]]
+        columns[name] = pl.Series(column, nan_to_null=True)
+    return pl.DataFrame(columns)
+
+
+def sample_rows(features: pl.DataFrame, fraction: float, seed: int = 0) -> pl.DataFrame:
+    """A share of the rows, chosen by a hash of counter, issue date and target hour and never by their order.
+
+    The same rows are chosen on every machine and whichever frame they stand in.
+
+    Args:
+        features: has counter_id, service_date and target_ts.
+        fraction: share of rows to keep, 0 to 1.
+        seed: another seed chooses other rows.
+    """
+    counters = features["counter_id"].unique()
+    crc = {name: zlib.crc32(name.encode()) for name in counters}
+    counter = features["counter_id"].replace_strict(crc, return_dtype=pl.UInt64).to_numpy().astype(np.uint64)
+    issue = features["service_date"].to_physical().to_numpy().astype(np.int64).astype(np.uint64)
+    hour = (features["target_ts"].dt.epoch("s").to_numpy().astype(np.int64) // 3600).astype(np.uint64)
+    mixed = _mix(counter ^ _mix(issue ^ _mix(hour ^ _mix(np.full(len(hour), seed, dtype=np.uint64)))))
+    keep = (mixed >> np.uint64(11)).astype(np.float64) / 2.0**53 < fraction
+    return features.filter(pl.Series(keep))
+
+
+def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finaliser of SplitMix64 (Steele, Lea, Flood 2014): every input bit reaches every output bit."""
+    value = value + np.uint64(0x9E3779B97F4A7C15)
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(value ^ (value >> np.uint64(31)), dtype=np.uint64)
