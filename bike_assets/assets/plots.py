@@ -1,0 +1,249 @@
+"""Small plots for the metadata of assets: each function returns Markdown with the picture inside.
+
+Belongs here: pictures of what an asset made. Does not belong here: computing what they show, Dagster,
+dashboards.
+
+A picture is a PNG of at most `MAX_BYTES`, because Dagster keeps it in its event log for every
+materialisation.
+"""
+
+import base64
+import io
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, is_dataclass
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from bike_assets.core.drift import DriftSummary
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+LOCAL_TZ = "Europe/Paris"
+MAX_BYTES = 40_000
+MAX_BARS = 20
+
+_TRUTH, _FORECAST, _BASELINE, _ALARM = "#333333", "#1f77b4", "#999999", "#c0392b"
+
+
+def forecast_vs_truth(
+    predictions: pl.DataFrame, truth: pl.DataFrame, counter: str, *, horizon: int = 1, days: int = 14
+) -> str:
+    """Forecast with its 80 % interval against what was counted, at one counter.
+
+    Args:
+        predictions: `counter_id`, `target_ts` (UTC), `horizon`, `forecast`, `lower_80`, `upper_80`.
+        truth: `counter_id`, `ts_utc`, `hourly_count`; may lack the newest hours.
+        counter: its `counter_id`.
+        horizon: which vintage to show, days ahead.
+        days: how many of the newest days to show.
+    """
+    shown = (
+        predictions.filter((pl.col("counter_id") == counter) & (pl.col("horizon") == horizon))
+        .join(
+            truth.select("counter_id", pl.col("ts_utc").alias("target_ts"), "hourly_count"),
+            on=["counter_id", "target_ts"],
+            how="left",
+        )
+        .sort("target_ts")
+        .with_columns(local=pl.col("target_ts").dt.convert_time_zone(LOCAL_TZ).dt.replace_time_zone(None))
+        .filter(pl.col("local") > pl.col("local").max() - pl.duration(days=days))
+    )
+    figure, axes = _figure(width=9)
+    hours = shown["local"].to_list()
+    axes.fill_between(
+        hours, shown["lower_80"].to_list(), shown["upper_80"].to_list(), color=_FORECAST, alpha=0.2, lw=0,
+        label="80 % interval",
+    )  # fmt: skip
+    axes.plot(hours, shown["forecast"].to_list(), color=_FORECAST, lw=1.2, label="forecast")
+    axes.plot(hours, _numbers(shown["hourly_count"]), color=_TRUTH, lw=1, label="counted")
+    axes.set_title(f"{counter}: forecast {horizon} day{'s' if horizon > 1 else ''} ahead against counts")
+    axes.set_ylabel("bicycles an hour")
+    axes.set_xlabel(f"local time ({LOCAL_TZ})")
+    axes.set_ylim(bottom=0)
+    _dates(axes)
+    axes.legend(loc="upper left", ncols=3, frameon=False)
+    return _markdown(figure, f"Forecast against counts at {counter}")
+
+
+def error_by_horizon(metrics: Mapping[int, Any]) -> str:
+    """RMSE of the model and of the baseline for each horizon, with the skill written above.
+
+    Args:
+        metrics: horizon in days → `Metrics` or a mapping with `rmse`, `rmse_mean4` and `skill`.
+    """
+    table = {horizon: _mapping(values) for horizon, values in sorted(metrics.items())}
+    figure, axes = _figure()
+    places = list(range(len(table)))
+    baseline = [float(values["rmse_mean4"]) for values in table.values()]
+    rmse = [float(values["rmse"]) for values in table.values()]
+    axes.bar([p - 0.2 for p in places], baseline, 0.4, color=_BASELINE, label="mean of four weeks (baseline)")
+    axes.bar([p + 0.2 for p in places], rmse, 0.4, color=_FORECAST, label="model")
+    for place, low, high, values in zip(places, rmse, baseline, table.values(), strict=True):
+        axes.annotate(
+            f"skill {float(values['skill']):.2f}", (place, max(low, high)), ha="center", va="bottom"
+        )
+    axes.set_xticks(places, [str(horizon) for horizon in table])
+    axes.set_ylim(top=1.3 * max([*baseline, *rmse], default=1))
+    axes.set_title("Error by horizon")
+    axes.set_xlabel("horizon (days ahead, 1 = day of issue)")
+    axes.set_ylabel("RMSE (bicycles an hour)")
+    axes.legend(loc="upper left", ncols=2, frameon=False)
+    return _markdown(figure, "RMSE by horizon")
+
+
+def drifted_columns(summary: DriftSummary) -> str:
+    """Drift score of the tested columns, largest first, with the threshold."""
+    bars = sorted(summary.scores.items(), key=lambda item: -item[1])[:MAX_BARS]
+    share = (
+        "nothing testable"
+        if summary.share is None
+        else f"{summary.share:.0%} of {len(summary.columns)} columns"
+    )
+    drifted = set(summary.drifted)
+    figure, axes = _bars(
+        bars,
+        title=f"Drift: {share}",
+        label=f"{summary.method} distance (standard deviations of the reference)",
+        colours=[_ALARM if name in drifted else _BASELINE for name, _ in bars],
+    )
+    axes.axvline(summary.threshold, color=_TRUTH, lw=1, ls="--", label=f"threshold {summary.threshold:g}")
+    axes.legend(loc="lower right", frameon=False)
+    return _markdown(figure, "Drift score by column")
+
+
+def daily_counts(frame: pl.DataFrame) -> str:
+    """Bicycles counted by all counters together, day by day, and how many counters reported.
+
+    Args:
+        frame: `service_date`, `counter_id`, `hourly_count`.
+    """
+    days = (
+        frame.group_by("service_date")
+        .agg(
+            total=pl.col("hourly_count").sum(),
+            counters=pl.col("counter_id").filter(pl.col("hourly_count").is_not_null()).n_unique(),
+        )
+        .sort("service_date")
+    )
+    figure, axes = _figure(width=9)
+    dates = days["service_date"].to_list()
+    marker = "o" if len(dates) < 15 else None
+    axes.plot(dates, _numbers(days["total"] / 1000), color=_FORECAST, lw=1.2, marker=marker, label="bicycles")
+    axes.set_ylim(bottom=0)
+    axes.set_title("Bicycles counted a day")
+    axes.set_ylabel("thousand bicycles a day")
+    axes.set_xlabel("local day")
+    other = axes.twinx()
+    other.plot(dates, days["counters"].to_list(), color=_BASELINE, lw=1, ls="--", label="counters")
+    other.set_ylim(bottom=0)
+    other.set_ylabel("counters reporting")
+    lines = [*axes.get_lines(), *other.get_lines()]
+    axes.legend(lines, [str(line.get_label()) for line in lines], loc="lower left", ncols=2, frameon=False)
+    _dates(axes)
+    return _markdown(figure, "Bicycles counted a day")
+
+
+def feature_importance(pairs: Iterable[tuple[str, float]]) -> str:
+    """The most important features, largest first.
+
+    Args:
+        pairs: feature and importance in percent of the total.
+    """
+    bars = sorted(pairs, key=lambda item: -item[1])[:MAX_BARS]
+    figure, _ = _bars(
+        bars,
+        title="Feature importance",
+        label="share of the prediction's change (%)",
+        colours=[_FORECAST] * len(bars),
+    )
+    return _markdown(figure, "Feature importance")
+
+
+def counter_levels(frame: pl.DataFrame) -> str:
+    """Mean daily count of the busiest counters.
+
+    Args:
+        frame: `service_date`, `counter_id`, `hourly_count`.
+    """
+    levels = (
+        frame.drop_nulls("hourly_count")
+        .group_by("counter_id", "service_date")
+        .agg(pl.col("hourly_count").sum())
+        .group_by("counter_id")
+        .agg(pl.col("hourly_count").mean())
+        .sort("hourly_count", "counter_id", descending=[True, False])
+    )
+    bars = [(str(name), float(level)) for name, level in levels.head(MAX_BARS).iter_rows()]
+    figure, _ = _bars(
+        bars,
+        title=f"Level of the busiest of {levels.height} counters",
+        label="bicycles a day, mean of the days shown",
+        colours=[_FORECAST] * len(bars),
+    )
+    return _markdown(figure, "Level by counter")
+
+
+def _bars(
+    bars: list[tuple[str, float]], *, title: str, label: str, colours: list[str]
+) -> tuple["Figure", "Axes"]:
+    figure, axes = _figure(height=1.2 + 0.24 * max(len(bars), 3))
+    places = list(range(len(bars)))
+    axes.barh(places, [value for _, value in bars], color=colours)
+    # Names may repeat once shortened, so the bars stand at numbers.
+    axes.set_yticks(places, [name if len(name) <= 40 else f"{name[:39]}…" for name, _ in bars])
+    axes.invert_yaxis()
+    axes.set_xlim(left=0)
+    axes.set_title(title)
+    axes.set_xlabel(label)
+    return figure, axes
+
+
+def _figure(width: float = 7.5, height: float = 3.6) -> tuple["Figure", "Axes"]:
+    # A figure without pyplot: no global state, no window system, nothing to close.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=80, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=9)
+    axes.grid(axis="both", alpha=0.25)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _dates(axes: "Axes") -> None:
+    from matplotlib import dates
+
+    # Any: matplotlib's dates module states no types.
+    typeless: Any = dates
+    locator = typeless.AutoDateLocator(minticks=3, maxticks=9)
+    axes.xaxis.set_major_locator(locator)
+    axes.xaxis.set_major_formatter(typeless.ConciseDateFormatter(locator))
+
+
+def _numbers(series: pl.Series) -> list[float]:
+    return series.cast(pl.Float64).fill_null(float("nan")).to_list()
+
+
+def _mapping(values: Any) -> Mapping[str, Any]:
+    if is_dataclass(values) and not isinstance(values, type):
+        return asdict(values)
+    return dict(values)
+
+
+def _markdown(figure: "Figure", alternative: str) -> str:
+    return f"![{alternative}](data:image/png;base64,{base64.b64encode(_png(figure)).decode('ascii')})"
+
+
+def _png(figure: "Figure") -> bytes:
+    for dpi in (80, 72, 60, 45):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+        if buffer.tell() <= MAX_BYTES:
+            break
+    return buffer.getvalue()

@@ -1,0 +1,533 @@
+"""Data-quality rules: one Great Expectations suite a table, and the runner that answers in plain types.
+
+Belongs here: rules about tables, those that follow from a contract and those that only statistics can hold.
+Does not belong here: Dagster's asset checks (they call `run_suite`), contracts
+(`bike_assets.core.contracts`), drift.
+
+Great Expectations sees pandas batches only; a rule names the view of the table it runs on:
+
+- `schema`: one row, the type of each column in words
+- `rows`: every row (strings as integer codes, timestamps as integers: uniqueness and nulls survive)
+- `sample`: at most `SAMPLE_ROWS` rows, always the same ones of the same table
+- `days`: one row a `service_date`, with its volume, shares and means
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import polars as pl
+from numpy.typing import NDArray
+
+from bike_assets.core.contracts import (
+    CLEANED_COUNTS,
+    PREDICTIONS,
+    RAW_COUNTS,
+    TableContract,
+    features_contract,
+)
+from bike_assets.core.errors import PermanentError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+View = Literal["schema", "rows", "sample", "days"]
+SuiteName = Literal["raw_counts", "cleaned_counts", "features", "predictions"]
+
+VIEWS: tuple[View, ...] = get_args(View)
+SAMPLE_ROWS = 100_000
+MAX_FAILING_ROWS = 20
+HORIZONS = tuple(range(1, 8))
+PLAUSIBLE_HOURLY_COUNT = 20_000
+"""No counter of any city counts more bicycles in an hour."""
+
+_FINITE = 1e12
+_IDENTITY = ("service_date", "counter_id", "ts_utc", "target_ts")
+
+
+class ExpectationError(PermanentError):
+    """A rule could not be evaluated: neither kept nor broken."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One expectation: class and arguments in Great Expectations, its meaning, its view, what it reads."""
+
+    expectation: str
+    text: str
+    columns: tuple[str, ...]
+    view: View
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def column(self) -> str:
+        """The columns it is about, in words; `table` for a rule about the whole table."""
+        return ", ".join(self.columns) or "table"
+
+
+@dataclass(frozen=True)
+class Suite:
+    """The rules of one table."""
+
+    name: str
+    rules: tuple[Rule, ...]
+
+
+@dataclass(frozen=True)
+class FailedExpectation:
+    """A broken rule.
+
+    `n_unexpected` and `share` (0 to 1) count rows of the rule's view, None where the rule is about the
+    table as a whole; `observed` is what was found, in words; `sample` holds at most 20 of the failing rows.
+    """
+
+    expectation: str
+    column: str
+    rule: str
+    n_unexpected: int | None
+    share: float | None
+    observed: str
+    sample: tuple[dict[str, Any], ...]
+
+    def line(self) -> str:
+        """One line for people."""
+        return f"{self.column}: {self.rule} ({self.observed})"
+
+
+@dataclass(frozen=True)
+class SuiteResult:
+    """What a suite found in a table of `n_rows` rows.
+
+    `skipped` rules had no row or no column of the right type to read.
+    """
+
+    suite: str
+    passed: bool
+    n_rows: int
+    evaluated: int
+    skipped: int
+    failures: tuple[FailedExpectation, ...]
+
+
+def raw_counts_suite(usual_rows_per_day: float | None = None) -> Suite:
+    """Rules of raw counts.
+
+    Args:
+        usual_rows_per_day: rows an ordinary day brings. None where not known: each day is then held against
+            the table's own median day, which says nothing about a table of one day.
+    """
+    if usual_rows_per_day is None:
+        volume = _day_rule(
+            "volume_ratio",
+            0.5,
+            None,
+            "each day has at least half of the median day's rows",
+            reads="counter_id",
+        )
+    else:
+        text = f"each day has at least half of the usual {usual_rows_per_day:,.0f} rows"
+        volume = _day_rule("rows", usual_rows_per_day / 2, None, text, reads="counter_id")
+    return Suite(
+        "raw_counts",
+        (
+            *_contract_rules(RAW_COUNTS),
+            _not_empty(),
+            volume,
+            _day_rule(
+                "rows_per_counter",
+                12,
+                75,
+                "each day has 12 to 75 rows a counter: 24 hours, some overlap",
+                reads="counter_id",
+            ),
+            _day_rule(
+                "null_share", None, 0.10, "at most 10 % of a day's counts are null", reads="hourly_count"
+            ),
+            _day_rule(
+                "zero_share", None, 0.60, "at most 60 % of a day's counts are zero", reads="hourly_count"
+            ),
+            _plausible_counts(),
+        ),
+    )
+
+
+def cleaned_counts_suite() -> Suite:
+    """Rules of cleaned counts."""
+    return Suite(
+        "cleaned_counts",
+        (
+            *_contract_rules(CLEANED_COUNTS),
+            _not_empty(),
+            _day_rule(
+                "rows_per_counter", 12, 25, "each day has 12 to 25 hours a counter", reads="counter_id"
+            ),
+            _day_rule(
+                "null_share", None, 0.10, "at most 10 % of a day's counts are null", reads="hourly_count"
+            ),
+            _day_rule("mean_count", 0.1, None, "each day's mean count is above 0", reads="hourly_count"),
+            _day_rule(
+                "outage_share", None, 0.20, "at most 20 % of a day's hours are outages", reads="is_outage"
+            ),
+            _day_rule("spike_share", None, 0.01, "at most 1 % of a day's hours are spikes", reads="is_spike"),
+            _plausible_counts(),
+        ),
+    )
+
+
+def features_suite(feature_columns: Sequence[str]) -> Suite:
+    """Rules of features.
+
+    Args:
+        feature_columns: names of the model's inputs.
+    """
+    complete = (
+        Rule(
+            "ExpectColumnValuesToNotBeNull",
+            "is known in at least half of the rows",
+            (name,),
+            "sample",
+            {"column": name, "mostly": 0.5},
+        )
+        for name in feature_columns
+    )
+    finite = (_range_rule(name, -_FINITE, _FINITE, "sample", "is finite") for name in feature_columns)
+    # The contract's own rules run on every row; a feature's values are judged on a sample.
+    types = (_type_rule(name, pl.Float32) for name in feature_columns)
+    rules = (
+        *_contract_rules(features_contract(())),
+        *types,
+        _not_empty(),
+        _all_horizons(),
+        *complete,
+        *finite,
+    )
+    return Suite("features", rules)
+
+
+def predictions_suite() -> Suite:
+    """Rules of predictions."""
+    ascending = ("lower_90", "lower_80", "forecast", "upper_80", "upper_90")
+    ordered = (
+        Rule(
+            "ExpectColumnPairValuesAToBeGreaterThanB",
+            f"{low} is at most {high}",
+            (high, low),
+            "rows",
+            {"column_A": high, "column_B": low, "or_equal": True},
+        )
+        for low, high in pairwise(ascending)
+    )
+    return Suite(
+        "predictions",
+        (
+            *_contract_rules(PREDICTIONS),
+            _not_empty(),
+            *ordered,
+            _all_horizons(),
+            _day_rule("horizons", 7, 7, "each issue date has all 7 horizons", reads="horizon"),
+            _day_rule(
+                "forecast_deviation", 1e-6, None, "the forecasts of an issue date differ", reads="forecast"
+            ),
+        ),
+    )
+
+
+def suite_for(name: SuiteName) -> Suite:
+    """The suite of a table by its name, with default thresholds.
+
+    Raises:
+        ExpectationError: there is no suite of that name.
+    """
+    if name == "features":
+        from bike_assets.core.features import FEATURE_COLUMNS
+
+        return features_suite(FEATURE_COLUMNS)
+    builders: dict[str, Callable[[], Suite]] = {
+        "raw_counts": raw_counts_suite,
+        "cleaned_counts": cleaned_counts_suite,
+        "predictions": predictions_suite,
+    }
+    if name not in builders:
+        choices = ", ".join(get_args(SuiteName))
+        raise ExpectationError(f"there is no suite {name}; choose one of {choices}")
+    return builders[name]()
+
+
+def run_suite(suite: SuiteName | Suite, frame: pl.DataFrame) -> SuiteResult:
+    """Hold a table against its rules.
+
+    Rules on a column that is missing or of another type are skipped: the rule about its type is broken then,
+    and the answer is a failure in any case.
+
+    Args:
+        suite: the suite, or the name of a table for its default suite.
+        frame: the table, or some of its partitions.
+
+    Raises:
+        ExpectationError: a rule could not be evaluated. That is no violation and never counted as one.
+    """
+    if isinstance(suite, str):
+        suite = suite_for(suite)
+    usable = _usable_columns(suite, frame)
+    runnable = [rule for rule in suite.rules if rule.view == "schema" or usable.issuperset(rule.columns)]
+    if "service_date" not in usable:
+        runnable = [rule for rule in runnable if rule.view != "days"]
+    if frame.is_empty():
+        runnable = [rule for rule in runnable if rule.view == "schema" or not rule.columns]
+    failures: dict[int, FailedExpectation] = {}
+    for view in VIEWS:
+        rules = {index: rule for index, rule in enumerate(runnable) if rule.view == view}
+        if rules:
+            failures |= _validate(suite.name, rules, _view(view, frame, rules.values(), usable))
+    return SuiteResult(
+        suite=suite.name,
+        passed=not failures,
+        n_rows=frame.height,
+        evaluated=len(runnable),
+        skipped=len(suite.rules) - len(runnable),
+        failures=tuple(failures[index] for index in sorted(failures)),
+    )
+
+
+def _contract_rules(contract: TableContract) -> tuple[Rule, ...]:
+    rules = [_type_rule(column.name, column.dtype) for column in contract.columns]
+    for column in contract.columns:
+        if not column.nullable:
+            rules.append(
+                Rule(
+                    "ExpectColumnValuesToNotBeNull",
+                    "is never null",
+                    (column.name,),
+                    "rows",
+                    {"column": column.name},
+                )
+            )
+        if column.minimum is not None or column.maximum is not None or column.dtype.is_float():
+            # A limit that only infinity (and NaN, which is made infinite) breaks.
+            low = column.minimum if column.minimum is not None else -_FINITE
+            high = column.maximum if column.maximum is not None else _FINITE
+            rules.append(_range_rule(column.name, low, high, "rows", _range_text(low, high)))
+    if contract.key:
+        rules.append(
+            Rule(
+                "ExpectCompoundColumnsToBeUnique",
+                "identify one row",
+                contract.key,
+                "rows",
+                {"column_list": list(contract.key)},
+            )
+        )
+    return tuple(rules)
+
+
+def _type_rule(name: str, dtype: pl.DataType | type[pl.DataType]) -> Rule:
+    return Rule(
+        "ExpectColumnValuesToBeInSet",
+        f"has type {dtype}",
+        (name,),
+        "schema",
+        {"column": name, "value_set": [str(dtype)]},
+    )
+
+
+def _range_text(low: float, high: float) -> str:
+    if low > -_FINITE and high < _FINITE:
+        return f"lies between {low:g} and {high:g}"
+    if low > -_FINITE:
+        return f"is finite and at least {low:g}"
+    return "is finite" if high == _FINITE else f"is finite and at most {high:g}"
+
+
+def _range_rule(name: str, low: float, high: float, view: View, text: str) -> Rule:
+    return Rule(
+        "ExpectColumnValuesToBeBetween",
+        text,
+        (name,),
+        view,
+        {"column": name, "min_value": low, "max_value": high},
+    )
+
+
+def _plausible_counts() -> Rule:
+    return _range_rule(
+        "hourly_count",
+        0,
+        PLAUSIBLE_HOURLY_COUNT,
+        "rows",
+        f"lies between 0 and {PLAUSIBLE_HOURLY_COUNT:,} bicycles an hour",
+    )
+
+
+def _not_empty() -> Rule:
+    return Rule("ExpectTableRowCountToBeBetween", "has rows", (), "rows", {"min_value": 1})
+
+
+def _all_horizons() -> Rule:
+    return Rule(
+        "ExpectColumnDistinctValuesToEqualSet",
+        "holds every horizon from 1 to 7",
+        ("horizon",),
+        "rows",
+        {"column": "horizon", "value_set": list(HORIZONS)},
+    )
+
+
+def _day_rule(figure: str, low: float | None, high: float | None, text: str, *, reads: str) -> Rule:
+    return Rule(
+        "ExpectColumnValuesToBeBetween",
+        text,
+        (reads,),
+        "days",
+        {"column": figure, "min_value": low, "max_value": high},
+    )
+
+
+def _day_figures(frame: pl.DataFrame, usable: frozenset[str]) -> pl.DataFrame:
+    figures: dict[str, tuple[str, pl.Expr]] = {
+        "rows_per_counter": ("counter_id", pl.len() / pl.col("counter_id").n_unique()),
+        "null_share": ("hourly_count", pl.col("hourly_count").is_null().mean()),
+        "zero_share": ("hourly_count", (pl.col("hourly_count") == 0).mean()),
+        "mean_count": ("hourly_count", pl.col("hourly_count").mean()),
+        "outage_share": ("is_outage", pl.col("is_outage").mean()),
+        "spike_share": ("is_spike", pl.col("is_spike").mean()),
+        "horizons": ("horizon", pl.col("horizon").n_unique()),
+        "forecast_deviation": ("forecast", pl.col("forecast").std()),
+    }
+    present = {name: expression for name, (column, expression) in figures.items() if column in usable}
+    return (
+        frame.group_by("service_date")
+        .agg(rows=pl.len(), **present)
+        .with_columns(volume_ratio=pl.col("rows") / pl.col("rows").median())
+        .sort("service_date")
+    )
+
+
+def _usable_columns(suite: Suite, frame: pl.DataFrame) -> frozenset[str]:
+    return frozenset(
+        rule.columns[0]
+        for rule in suite.rules
+        if rule.view == "schema"
+        and rule.columns[0] in frame.columns
+        and str(frame.schema[rule.columns[0]]) in rule.arguments["value_set"]
+    )
+
+
+def _view(view: View, frame: pl.DataFrame, rules: Iterable[Rule], usable: frozenset[str]) -> pl.DataFrame:
+    match view:
+        case "schema":
+            names = [rule.columns[0] for rule in rules]
+            types = {name: str(frame.schema[name]) if name in frame.columns else "missing" for name in names}
+            return pl.DataFrame({name: [text] for name, text in types.items()})
+        case "rows":
+            return frame
+        case "sample":
+            return frame.sample(SAMPLE_ROWS, seed=0) if frame.height > SAMPLE_ROWS else frame
+        case "days":
+            return _day_figures(frame, usable)
+
+
+def _pandas(frame: pl.DataFrame, columns: Iterable[str]) -> "pd.DataFrame":
+    import pandas as pd
+
+    return pd.DataFrame({name: _plain(frame.get_column(name)) for name in columns}, index=range(frame.height))
+
+
+def _plain(series: pl.Series) -> NDArray[Any]:
+    """NumPy values on which rules are fast: text as codes, time as integers.
+
+    NaN becomes infinity, because pandas knows null as NaN.
+    """
+    if series.dtype == pl.String:
+        series = series.rank("dense")
+    elif series.dtype == pl.Boolean:
+        series = series.cast(pl.Int8)
+    elif series.dtype.is_float():
+        series = pl.select(pl.when(series.is_nan()).then(float("inf")).otherwise(series)).to_series()
+    return series.to_physical().to_numpy()
+
+
+def _validate(suite: str, rules: Mapping[int, Rule], seen: pl.DataFrame) -> dict[int, FailedExpectation]:
+    columns = {name for rule in rules.values() for name in _arguments_columns(rule)}
+    schema_view = all(rule.view == "schema" for rule in rules.values())
+    batch = seen.to_pandas() if schema_view else _pandas(seen, sorted(columns))
+    failures = {}
+    for result in _great_expectations(batch, rules):
+        index = int(result.expectation_config.meta["rule"])
+        rule = rules[index]
+        _raise_if_not_evaluated(suite, rule, result.exception_info)
+        if not result.success:
+            failures[index] = _failure(rule, result.result, seen)
+    return failures
+
+
+def _great_expectations(batch: "pd.DataFrame", rules: Mapping[int, Rule]) -> list[Any]:
+    import great_expectations as gx
+    from great_expectations.data_context.types.base import ProgressBarsConfig
+
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = ProgressBarsConfig(globally=False)
+    definition = (
+        context.data_sources.add_pandas("frame")
+        .add_dataframe_asset("table")
+        .add_batch_definition_whole_dataframe("all")
+    )
+    expectations = [
+        getattr(gx.expectations, rule.expectation)(**rule.arguments, meta={"rule": index})
+        for index, rule in rules.items()
+    ]
+    answer = definition.get_batch({"dataframe": batch}).validate(
+        gx.ExpectationSuite("rules", expectations=expectations),
+        result_format={"result_format": "SUMMARY", "partial_unexpected_count": MAX_FAILING_ROWS},
+    )
+    if len(answer.results) != len(rules):
+        raise ExpectationError(f"Great Expectations answered {len(answer.results)} of {len(rules)} rules")
+    return list(answer.results)
+
+
+def _arguments_columns(rule: Rule) -> list[str]:
+    arguments = rule.arguments
+    named = [arguments[key] for key in ("column", "column_A", "column_B") if key in arguments]
+    return [*named, *arguments.get("column_list", [])]
+
+
+def _raise_if_not_evaluated(suite: str, rule: Rule, info: Mapping[str, Any] | None) -> None:
+    # An error also stands as success=False, either flat or once a metric.
+    entries = [info or {}, *(value for value in (info or {}).values() if isinstance(value, Mapping))]
+    for entry in entries:
+        if entry.get("raised_exception"):
+            message = str(entry.get("exception_message") or "no message").splitlines()[0]
+            raise ExpectationError(
+                f"suite {suite}: the rule that {rule.column} {rule.text} could not be evaluated: {message}"
+            )
+
+
+def _failure(rule: Rule, result: Mapping[str, Any], seen: pl.DataFrame) -> FailedExpectation:
+    by_row = "element_count" in result and rule.view != "schema"
+    n_unexpected = int(result["unexpected_count"]) if by_row else None
+    share = n_unexpected / max(int(result["element_count"]), 1) if n_unexpected is not None else None
+    rows = result.get("partial_unexpected_index_list") or []
+    shown = dict.fromkeys((*(name for name in _IDENTITY if name in seen.columns), *_arguments_columns(rule)))
+    if n_unexpected is not None and share is not None:
+        unit = "days" if rule.view == "days" else "rows"
+        observed = f"{n_unexpected:,} {unit}, {share:.1%}"
+    elif rule.view == "schema":
+        observed = f"found {seen.item(0, rule.columns[0])}"
+    elif result.get("partial_missing_list") or result.get("partial_unexpected_list"):
+        observed = (
+            f"missing {list(result.get('partial_missing_list') or [])}, "
+            f"unexpected {list(result.get('partial_unexpected_list') or [])}"
+        )
+    else:
+        observed = f"found {result.get('observed_value')}"
+    return FailedExpectation(
+        expectation=rule.expectation,
+        column=rule.column,
+        rule=rule.text,
+        n_unexpected=n_unexpected,
+        share=share,
+        observed=observed,
+        sample=tuple(seen[[int(row) for row in rows[:MAX_FAILING_ROWS]], list(shown)].to_dicts())
+        if by_row
+        else (),
+    )

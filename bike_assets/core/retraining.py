@@ -1,0 +1,183 @@
+"""Retrain, wait, or leave alone: the decision matrix.
+
+Belongs here: the retraining decision as a pure function of the champion's realised accuracy and the drift
+of its inputs. Does not belong here: measuring either, starting a run, deciding on promotion.
+"""
+
+from dataclasses import dataclass
+from math import isfinite
+from typing import Literal
+
+from bike_assets.core.errors import ContractError, PermanentError
+
+Decision = Literal[
+    "retrain_forced",
+    "retrain_reactive",
+    "retrain_proactive",
+    "wait",
+    "fine",
+    "cannot_judge",
+    "cooldown",
+    "over_budget",
+]
+"""Every answer there is. The three that begin with `retrain_` start a training."""
+
+
+@dataclass(frozen=True)
+class RetrainingPolicy:
+    """The matrix's bounds.
+
+    R² below `r2_critical` retrains at once; from there to below `r2_warning` it depends on the drift share:
+    `drift_critical` and more retrains before accuracy falls further, `drift_warning` and more waits.
+    `min_truth_rows` and `min_truth_days` are what a judgement needs. `cooldown_days` must have passed since
+    the last training, and at most `max_trainings` are started in the caller's budget period.
+    """
+
+    r2_critical: float = 0.65
+    r2_warning: float = 0.70
+    drift_warning: float = 0.30
+    drift_critical: float = 0.50
+    min_truth_rows: int = 500
+    min_truth_days: int = 3
+    cooldown_days: int = 7
+    max_trainings: int = 4
+
+    def __post_init__(self) -> None:
+        if not self.r2_critical <= self.r2_warning < 1:
+            raise PermanentError(
+                f"retraining policy: r2_critical {self.r2_critical} and r2_warning {self.r2_warning} "
+                "must rise and stay below 1"
+            )
+        if not 0 < self.drift_warning <= self.drift_critical <= 1:
+            raise PermanentError(
+                f"retraining policy: drift_warning {self.drift_warning} and "
+                f"drift_critical {self.drift_critical} must rise and lie above 0 and up to 1"
+            )
+        if min(self.min_truth_rows, self.min_truth_days, self.max_trainings) < 1 or self.cooldown_days < 0:
+            raise PermanentError(
+                "retraining policy: min_truth_rows, min_truth_days and max_trainings must be 1 or more, "
+                "cooldown_days 0 or more"
+            )
+
+
+@dataclass(frozen=True)
+class RetrainingDecision:
+    """The decision, its reasons in words, and its inputs: the audit row."""
+
+    retrain: bool
+    decision: Decision
+    reasons: tuple[str, ...]
+    r2: float | None
+    drift_share: float | None
+    n_truth_rows: int
+    n_truth_days: int
+    days_since_training: int | None
+
+
+def decide_retraining(
+    r2: float | None,
+    drift_share: float | None,
+    *,
+    n_truth_rows: int,
+    n_truth_days: int,
+    days_since_training: int | None,
+    trainings_in_period: int = 0,
+    force: bool = False,
+    policy: RetrainingPolicy | None = None,
+) -> RetrainingDecision:
+    """Apply the matrix.
+
+    | R² | drift share | answer |
+    |---|---|---|
+    | < 0.65 | any, even unknown | retrain (reactive) |
+    | 0.65 to < 0.70 | ≥ 50 % | retrain (proactive) |
+    | 0.65 to < 0.70 | 30 % to < 50 % | wait |
+    | ≥ 0.70 | ≥ 30 % | wait |
+    | ≥ 0.65 | < 30 % | fine |
+
+    Too little truth, or a drift share that is not known and would decide, is `cannot_judge`. A retraining
+    that the matrix wants but that comes too soon is `cooldown`, one too many is `over_budget`. `force` is a
+    person's order and overrides all of it.
+
+    Args:
+        r2: the champion's R² on forecasts whose truth has arrived; None where there is none.
+        drift_share: share of tested columns that drifted, 0 to 1; None where it could not be measured.
+        n_truth_rows: hours of truth behind `r2`.
+        n_truth_days: days of truth behind `r2`.
+        days_since_training: whole days since the champion's training or the last try; None if never.
+        trainings_in_period: trainings already started in the budget period.
+        force: retrain whatever the numbers say.
+        policy: bounds; defaults where None.
+
+    Raises:
+        ContractError: a number is NaN, infinite or out of its range.
+    """
+    policy = policy or RetrainingPolicy()
+    _check(r2, drift_share, n_truth_rows, n_truth_days, days_since_training, trainings_in_period)
+    decision, reason = _matrix(r2, drift_share, n_truth_rows, n_truth_days, policy)
+    reasons = [reason]
+    if force:
+        decision = "retrain_forced"
+        reasons.append("ordered by a person")
+    elif decision in ("retrain_reactive", "retrain_proactive"):
+        if days_since_training is not None and days_since_training < policy.cooldown_days:
+            decision = "cooldown"
+            reasons.append(
+                f"trained {days_since_training} days ago, the cooldown is {policy.cooldown_days} days"
+            )
+        elif trainings_in_period >= policy.max_trainings:
+            decision = "over_budget"
+            reasons.append(
+                f"{trainings_in_period} trainings in the period already, {policy.max_trainings} are allowed"
+            )
+    return RetrainingDecision(
+        retrain=decision.startswith("retrain_"),
+        decision=decision,
+        reasons=tuple(reasons),
+        r2=r2,
+        drift_share=drift_share,
+        n_truth_rows=n_truth_rows,
+        n_truth_days=n_truth_days,
+        days_since_training=days_since_training,
+    )
+
+
+def _matrix(
+    r2: float | None, drift_share: float | None, rows: int, days: int, policy: RetrainingPolicy
+) -> tuple[Decision, str]:
+    if r2 is None or rows < policy.min_truth_rows or days < policy.min_truth_days:
+        return "cannot_judge", (
+            f"{rows:,} hours of truth on {days} days; "
+            f"{policy.min_truth_rows:,} on {policy.min_truth_days} are needed"
+        )
+    if r2 < policy.r2_critical:
+        return "retrain_reactive", f"R² {r2:.3f} is below {policy.r2_critical:.2f}"
+    if drift_share is None:
+        return "cannot_judge", f"R² {r2:.3f} alone does not decide and the drift share is not known"
+    state = f"R² {r2:.3f}, drift share {drift_share:.0%}"
+    if r2 < policy.r2_warning and drift_share >= policy.drift_critical:
+        return (
+            "retrain_proactive",
+            f"{state}: below {policy.r2_warning:.2f} and {policy.drift_critical:.0%} or more",
+        )
+    if drift_share >= policy.drift_warning:
+        return "wait", f"{state}: inputs drift, accuracy still holds"
+    return "fine", f"{state}: nothing to do"
+
+
+def _check(
+    r2: float | None,
+    drift_share: float | None,
+    rows: int,
+    days: int,
+    since: int | None,
+    trainings: int,
+) -> None:
+    if r2 is not None and not (isfinite(r2) and r2 <= 1):
+        raise ContractError(
+            f"retraining: R² is {r2}; give a finite number of at most 1, or None where not known"
+        )
+    if drift_share is not None and not 0 <= drift_share <= 1:
+        raise ContractError(f"retraining: drift share is {drift_share}; give 0 to 1, or None where not known")
+    if min(rows, days, trainings, since if since is not None else 0) < 0:
+        raise ContractError("retraining: rows, days and trainings cannot be negative")
