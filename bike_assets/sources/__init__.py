@@ -30,7 +30,7 @@ def open_source(
     Args:
         name: one of `SOURCE_NAMES`.
         data: files and folders; `archive` only, and there at least one.
-        seed, counters, first_day, last_day, scenario, scenario_start: see `SimulatorSource`; `simulator` only.
+        seed, counters, first_day, last_day, scenario, scenario_start: of `SimulatorSource`; `simulator` only.
 
     Raises:
         PermanentError: an unknown name, or arguments that do not go with the source.
