@@ -69,7 +69,8 @@ def drift_report(
     tested = [name for name in columns if name not in untestable]
     if not tested:
         raise ContractError(
-            "drift report: no column holds values in both periods; choose other days or materialise their features"
+            "drift report: no column holds values in both periods; choose other days "
+            "or materialise their features"
         )
     scores, html = _run(_pandas(now, tested), _pandas(before, tested), tested, threshold)
     summary = summarise_drift(

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from bike_assets.core.calendar import LOCAL_TZ
 from bike_assets.core.drift import DriftSummary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LOCAL_TZ = "Europe/Paris"
 MAX_BYTES = 40_000
 MAX_BARS = 20
 
@@ -62,7 +62,7 @@ def forecast_vs_truth(
     axes.set_title(f"{counter}: forecast {horizon} day{'s' if horizon > 1 else ''} ahead against counts")
     axes.set_ylabel("bicycles an hour")
     axes.set_xlabel(f"local time ({LOCAL_TZ})")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.2 * axes.get_ylim()[1])
     _dates(axes)
     axes.legend(loc="upper left", ncols=3, frameon=False)
     return _markdown(figure, f"Forecast against counts at {counter}")
@@ -100,7 +100,7 @@ def drifted_columns(summary: DriftSummary) -> str:
     share = (
         "nothing testable"
         if summary.share is None
-        else f"{summary.share:.0%} of {len(summary.columns)} columns"
+        else f"{100 * summary.share:.0f} % of {len(summary.columns)} columns"
     )
     drifted = set(summary.drifted)
     figure, axes = _bars(
@@ -241,9 +241,18 @@ def _markdown(figure: "Figure", alternative: str) -> str:
 
 
 def _png(figure: "Figure") -> bytes:
-    for dpi in (80, 72, 60, 45):
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
-        if buffer.tell() <= MAX_BYTES:
+    from PIL import Image
+
+    small = io.BytesIO()
+    for dpi in (80, 60):
+        full = io.BytesIO()
+        figure.savefig(full, format="png", dpi=dpi)
+        # A palette of 64 colours looks the same and takes a third of the space.
+        small = io.BytesIO()
+        with Image.open(full) as picture:
+            picture.convert("RGB").quantize(64, dither=Image.Dither.NONE).save(
+                small, format="png", optimize=True
+            )
+        if small.tell() <= MAX_BYTES:
             break
-    return buffer.getvalue()
+    return small.getvalue()

@@ -1,0 +1,149 @@
+"""The retraining matrix, boundary by boundary."""
+
+from typing import Any
+
+import pytest
+
+from bike_assets.core.errors import ContractError, PermanentError
+from bike_assets.core.retraining import RetrainingDecision, RetrainingPolicy, decide_retraining
+
+
+def decide(r2: float | None, drift: float | None, **changes: Any) -> RetrainingDecision:
+    known: dict[str, Any] = {"n_truth_rows": 10_000, "n_truth_days": 7, "days_since_training": 30, **changes}
+    return decide_retraining(r2, drift, **known)
+
+
+@pytest.mark.parametrize(
+    ("r2", "drift", "decision"),
+    [
+        (-3.0, 0.0, "retrain_reactive"),
+        (0.6499, 0.0, "retrain_reactive"),
+        (0.6499, 1.0, "retrain_reactive"),
+        (0.6499, None, "retrain_reactive"),
+        (0.65, 0.50, "retrain_proactive"),
+        (0.65, 1.0, "retrain_proactive"),
+        (0.65, 0.4999, "wait"),
+        (0.65, 0.30, "wait"),
+        (0.65, 0.2999, "fine"),
+        (0.65, 0.0, "fine"),
+        (0.6999, 0.50, "retrain_proactive"),
+        (0.6999, 0.4999, "wait"),
+        (0.6999, 0.30, "wait"),
+        (0.6999, 0.2999, "fine"),
+        (0.70, 0.50, "wait"),
+        (0.70, 1.0, "wait"),
+        (0.70, 0.30, "wait"),
+        (0.70, 0.2999, "fine"),
+        (1.0, 0.0, "fine"),
+        (0.65, None, "cannot_judge"),
+        (0.95, None, "cannot_judge"),
+        (None, 1.0, "cannot_judge"),
+        (None, None, "cannot_judge"),
+    ],
+)
+def test_the_matrix(r2: float | None, drift: float | None, decision: str) -> None:
+    answer = decide(r2, drift)
+    assert answer.decision == decision
+    assert answer.retrain is decision.startswith("retrain_")
+    assert answer.reasons
+
+
+@pytest.mark.parametrize(
+    ("rows", "days", "decision"),
+    [
+        (500, 3, "retrain_reactive"),
+        (499, 3, "cannot_judge"),
+        (500, 2, "cannot_judge"),
+        (0, 0, "cannot_judge"),
+    ],
+)
+def test_too_little_truth_is_its_own_answer(rows: int, days: int, decision: str) -> None:
+    assert decide(0.1, 1.0, n_truth_rows=rows, n_truth_days=days).decision == decision
+
+
+@pytest.mark.parametrize(
+    ("since", "decision"),
+    [(0, "cooldown"), (6, "cooldown"), (7, "retrain_reactive"), (None, "retrain_reactive")],
+)
+def test_the_cooldown(since: int | None, decision: str) -> None:
+    answer = decide(0.1, 0.0, days_since_training=since)
+    assert answer.decision == decision
+
+
+def test_the_cooldown_changes_no_other_answer() -> None:
+    assert decide(0.9, 0.0, days_since_training=0).decision == "fine"
+    assert decide(0.9, 0.4, days_since_training=0).decision == "wait"
+    assert decide(None, None, days_since_training=0).decision == "cannot_judge"
+    assert decide(0.66, 0.6, days_since_training=0).decision == "cooldown"
+
+
+@pytest.mark.parametrize(("trainings", "decision"), [(3, "retrain_reactive"), (4, "over_budget")])
+def test_the_cost_bound(trainings: int, decision: str) -> None:
+    assert decide(0.1, 0.0, trainings_in_period=trainings).decision == decision
+
+
+def test_a_person_may_force_it_whatever_the_numbers_say() -> None:
+    for answer in (
+        decide(0.99, 0.0, force=True),
+        decide(None, None, force=True, n_truth_rows=0, n_truth_days=0),
+        decide(0.1, 0.0, force=True, days_since_training=0, trainings_in_period=9),
+    ):
+        assert (answer.retrain, answer.decision) == (True, "retrain_forced")
+        assert "ordered by a person" in answer.reasons
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf"), 1.01])
+def test_an_r2_that_is_none_is_refused(bad: float) -> None:
+    with pytest.raises(ContractError, match="R²"):
+        decide(bad, 0.0)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), -0.01, 1.01, 50.0])
+def test_a_drift_share_that_is_none_is_refused(bad: float) -> None:
+    with pytest.raises(ContractError, match="drift share"):
+        decide(0.9, bad)
+
+
+@pytest.mark.parametrize(
+    "name", ["n_truth_rows", "n_truth_days", "days_since_training", "trainings_in_period"]
+)
+def test_negative_counts_are_refused(name: str) -> None:
+    with pytest.raises(ContractError, match="negative"):
+        decide(0.9, 0.0, **{name: -1})
+
+
+def test_the_decision_keeps_its_inputs_for_the_audit() -> None:
+    answer = decide(0.66, 0.55)
+    assert (answer.r2, answer.drift_share, answer.n_truth_rows, answer.n_truth_days) == (
+        0.66,
+        0.55,
+        10_000,
+        7,
+    )
+    assert answer.days_since_training == 30
+
+
+def test_the_bounds_are_the_policys() -> None:
+    policy = RetrainingPolicy(r2_critical=0.8, r2_warning=0.9, drift_warning=0.1, drift_critical=0.2)
+    assert decide(0.79, 0.0, policy=policy).decision == "retrain_reactive"
+    assert decide(0.85, 0.2, policy=policy).decision == "retrain_proactive"
+    assert decide(0.85, 0.1, policy=policy).decision == "wait"
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"r2_critical": 0.8},
+        {"r2_warning": 1.0},
+        {"r2_critical": float("nan")},
+        {"drift_warning": 0.6},
+        {"drift_critical": 1.1},
+        {"drift_warning": 0.0},
+        {"min_truth_rows": 0},
+        {"cooldown_days": -1},
+        {"max_trainings": 0},
+    ],
+)
+def test_a_senseless_policy_is_refused(broken: dict[str, Any]) -> None:
+    with pytest.raises(PermanentError, match="retraining policy"):
+        RetrainingPolicy(**broken)
