@@ -92,15 +92,17 @@ class ArchiveSource:
             raise PermanentError(f"{faults[0].line()}{more}" if faults else "archive: there are no exports")
         counts = pl.concat(frames)
         frames.clear()
-        # Categories sort by when they were first seen; the order of the files must not show.
         counts = counts.sort(
-            [
-                pl.col(key).cast(pl.String) if counts.schema[key] == pl.Categorical else key
-                for key in SORT_KEY
-            ],
+            [_alphabetical(counts, key) if counts.schema[key] == pl.Categorical else key for key in SORT_KEY],
             nulls_last=True,
         )
         return SourceBatch(counts, pl.concat(rejected).sort("source_file", "line", "column"), tuple(faults))
+
+
+def _alphabetical(counts: pl.DataFrame, name: str) -> pl.Expr:
+    """A category's rank among the names: its own order is when it was first seen, in whichever file."""
+    names = counts.get_column(name).unique().cast(pl.String).drop_nulls().sort()
+    return pl.col(name).cast(pl.Enum(names)).to_physical()
 
 
 def _export_rows(export: Export, log: ExportLog) -> pl.DataFrame | None:
@@ -126,6 +128,8 @@ def _export_rows(export: Export, log: ExportLog) -> pl.DataFrame | None:
 
 
 def _note_repetitions(rows: pl.DataFrame, log: ExportLog) -> None:
+    if rows.select("counter_id", "ts_utc").n_unique() == rows.height:
+        return
     content = [name for name in rows.columns if name != "line"]
     if repeated := rows.height - rows.select(content).n_unique():
         line = rows.filter(~pl.struct(content).is_first_distinct()).get_column("line").sort()[0]

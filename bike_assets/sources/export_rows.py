@@ -105,15 +105,24 @@ def _mapped(text: pl.Series, parse: Callable[[str], Any], dtype: pl.DataType) ->
 def _hours(raw: pl.Series) -> tuple[pl.Series, pl.Series]:
     """Hours in UTC, and what is wrong with each value (null: nothing)."""
     if isinstance(raw.dtype, pl.Datetime) and raw.dtype.time_zone is not None:
-        hours = raw.dt.convert_time_zone("UTC").cast(UTC_TIMESTAMP)
-        keys = hours.unique()
-        key_faults = pl.Series([_hour_fault(hour) for hour in keys], dtype=pl.String)
-        return hours, hours.replace_strict(keys, key_faults, return_dtype=pl.String)
+        instants = raw.dt.convert_time_zone("UTC").cast(UTC_TIMESTAMP)
+        keys = instants.unique()
+        key_faults = pl.Series([_hour_fault(instant) for instant in keys], dtype=pl.String)
+        return instants, instants.replace_strict(keys, key_faults, return_dtype=pl.String)
     if isinstance(raw.dtype, pl.Datetime):
         raw = raw.dt.to_string("iso:strict")
     text = raw.cast(pl.String, strict=False).str.strip_chars().fill_null("")
-    faults = _mapped(text, lambda key: _hour_fault(_moment(key)), pl.String())
-    return _mapped(text, _hour, UTC_TIMESTAMP), faults
+    keys = text.unique()
+    moments = [_moment(key) for key in keys]
+    faults = [_hour_fault(moment) for moment in moments]
+    hours = [
+        moment.astimezone(UTC) if moment and fault is None else None
+        for moment, fault in zip(moments, faults, strict=True)
+    ]
+    return (
+        text.replace_strict(keys, pl.Series(hours, dtype=UTC_TIMESTAMP), return_dtype=UTC_TIMESTAMP),
+        text.replace_strict(keys, pl.Series(faults, dtype=pl.String), return_dtype=pl.String),
+    )
 
 
 def _moment(text: str) -> datetime | None:
@@ -121,11 +130,6 @@ def _moment(text: str) -> datetime | None:
         return datetime.fromisoformat(text)
     except ValueError:
         return None
-
-
-def _hour(text: str) -> datetime | None:
-    moment = _moment(text)
-    return None if moment is None or _hour_fault(moment) else moment.astimezone(UTC)
 
 
 def _hour_fault(moment: datetime | None) -> str | None:
