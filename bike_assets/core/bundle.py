@@ -202,7 +202,8 @@ def write_bundle(
         `root/<bundle_id>`.
 
     Raises:
-        BundleError: the context is empty or lacks columns, or a metric is not a finite number.
+        BundleError: the context is empty, too old or lacks columns, a metric is not a finite number, or
+            created_at has no time zone.
     """
     recent = _recent_context(context)
     listed = _listed_counters(recent, counters)
@@ -374,6 +375,8 @@ def _manifest_bytes(folder: Path, info: BundleInfo, context: pl.DataFrame, golde
     names = sorted(entry.name for entry in folder.iterdir())
     if odd := [name for name in names if not _FILE_NAME.fullmatch(name)]:
         raise BundleError(f"bundle: {odd[0]} is not a file name a bundle may hold")
+    if info.created_at.tzinfo is None:
+        raise BundleError("bundle: created_at has no time zone; give a moment in UTC")
     _require_finite(info.metrics, "metrics")
     manifest = {
         "format": FORMAT,

@@ -270,6 +270,8 @@ def test_what_cannot_become_a_bundle_says_why(champion: Champion, tmp_path: Path
         write(champion.history.drop("is_merged_hour"))
     with pytest.raises(BundleError, match=r"metrics\.1\.r2 is nan"):
         write(info=replace(INFO, metrics={"1": {"r2": float("nan")}}))
+    with pytest.raises(BundleError, match="created_at has no time zone"):
+        write(info=replace(INFO, created_at=INFO.created_at.replace(tzinfo=None)))
     assert [entry for entry in tmp_path.iterdir() if entry.is_dir()] == []
 
 

@@ -1,0 +1,56 @@
+"""Puts the service together. Nothing here is decided twice: settings in, application out."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, time
+from importlib.metadata import version
+
+from fastapi import FastAPI
+
+from bike_serving import api, problems
+from bike_serving.champion import ChampionHolder
+from bike_serving.metrics import Metrics, ModelLabels, RequestMetrics
+from bike_serving.registry import MlflowRegistry
+from bike_serving.schemas import MAX_BODY_BYTES
+from bike_serving.settings import Settings
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The service as an ASGI application; by default with the settings of the environment."""
+    settings = settings or Settings()
+    metrics = Metrics()
+    registry = MlflowRegistry(
+        settings.mlflow_url, settings.model_name, settings.alias, settings.registry_timeout_seconds
+    )
+    holder = ChampionHolder(settings, registry, metrics)
+    metrics.watch_model(lambda: _labels(holder))
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        holder.start()
+        yield
+        holder.stop()
+
+    app = FastAPI(
+        title="Bicycle traffic forecasts",
+        summary="Hourly forecasts of the champion model for every counter, seven days ahead, with intervals.",
+        version=version("bike-serving"),
+        lifespan=lifespan,
+    )
+    app.state.holder, app.state.metrics = holder, metrics
+    app.include_router(api.router)
+    problems.install(app)
+    app.add_middleware(problems.BodyLimit, limit=MAX_BODY_BYTES)
+    app.add_middleware(RequestMetrics, metrics=metrics)
+    return app
+
+
+def _labels(holder: ChampionHolder) -> ModelLabels | None:
+    champion = holder.current
+    if champion is None:
+        return None
+    return ModelLabels(
+        labels=vars(champion.ref),
+        created_at=champion.bundle.info.created_at,
+        issue_date=datetime.combine(champion.bundle.issue_date, time(), UTC),
+    )
