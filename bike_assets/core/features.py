@@ -108,8 +108,6 @@ OTHER_FEATURES: tuple[str, ...] = (
     "is_bridge_day",
     "is_school_holiday",
     "days_to_public_holiday",
-    "year_sin",
-    "year_cos",
     "yesterday_day_type",
     "yesterday_school_holiday",
     "holiday_lag_1",
@@ -491,15 +489,12 @@ def _type_features(out: dict[str, tuple[str, Array]], trusted: Cube, axis: _Days
 
 def _calendar_features(out: dict[str, tuple[str, Array]], axis: _Days, at: Index) -> None:
     """What kind of day the target, yesterday and the lag days are."""
-    turn = np.array([2 * np.pi * (day.timetuple().tm_yday - 1) / 365.25 for day in axis.days])
     out["weekday"] = ("t", axis.weekday)
     out["day_type"] = ("t", axis.day_type.astype(np.float64))
     out["is_public_holiday"] = ("t", axis.public)
     out["is_bridge_day"] = ("t", axis.bridge)
     out["is_school_holiday"] = ("t", axis.school)
     out["days_to_public_holiday"] = ("t", axis.near_holiday)
-    out["year_sin"] = ("t", np.sin(turn))
-    out["year_cos"] = ("t", np.cos(turn))
     out["yesterday_day_type"] = ("n", axis.day_type[at - 1].astype(np.float64))
     out["yesterday_school_holiday"] = ("n", axis.school[at - 1])
     public = [shift_days(axis.public[None], 7 * k)[0] for k in range(1, 5)]
