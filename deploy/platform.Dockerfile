@@ -32,10 +32,7 @@ RUN cd /opt/bike/dbt_project \
 
 FROM python:3.12-slim-bookworm
 
-RUN apt-get update \
-    && apt-get install -y --no-install-recommends libgomp1 \
-    && rm -rf /var/lib/apt/lists/* \
-    && groupadd --system --gid 10001 bike \
+RUN groupadd --system --gid 10001 bike \
     && useradd --system --uid 10001 --gid bike --create-home --home-dir /home/bike bike \
     && install -d -o bike -g bike /data /data/bundles /data/keys /data/exports /public-key /mlartifacts \
         /var/lib/dagster /var/lib/dagster/compute_logs
