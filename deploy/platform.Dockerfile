@@ -51,6 +51,10 @@ ENV PATH=/opt/bike/venv/bin:$PATH \
     GX_ANALYTICS_ENABLED=false \
     MLFLOW_DISABLE_TELEMETRY=true
 
+# An image has no .git to ask: docker build --build-arg GIT_COMMIT="$(git rev-parse HEAD)" ...
+ARG GIT_COMMIT=unknown
+ENV BIKE_GIT_COMMIT=$GIT_COMMIT
+
 USER bike
 WORKDIR /opt/bike
 EXPOSE 3000 4000 5000
