@@ -115,10 +115,7 @@ def _gunzipped(path: Path) -> Iterator[bytes]:
     inflate = zlib.decompressobj(wbits=31)
     for chunk in _plain(path):
         while chunk:
-            try:
-                yield inflate.decompress(chunk)
-            except zlib.error as error:
-                raise DamagedError("the gzip data is damaged here") from error
+            yield from _inflated(inflate, chunk, "the gzip data is damaged here")
             chunk = inflate.unused_data
             if inflate.eof and chunk.strip(b"\0"):
                 inflate = zlib.decompressobj(wbits=31)
@@ -127,6 +124,20 @@ def _gunzipped(path: Path) -> Iterator[bytes]:
     if not inflate.eof:
         yield inflate.flush()
         raise DamagedError("the gzip data ends here before its end")
+
+
+def _inflated(inflate: "zlib._Decompress", chunk: bytes, damage: str) -> Iterator[bytes]:
+    """The chunk unpacked. Where it is damaged, everything before the damage first, which zlib would withhold."""
+    before = inflate.copy()
+    try:
+        yield inflate.decompress(chunk)
+    except zlib.error as error:
+        for i in range(len(chunk)):
+            try:
+                yield before.decompress(chunk[i : i + 1])
+            except zlib.error:
+                break
+        raise DamagedError(damage) from error
 
 
 def _zip_members(path: Path) -> Iterator[Export | SourceFault]:
@@ -173,16 +184,13 @@ def _first_member_of_damaged(path: Path) -> Iterator[Export | SourceFault]:
     if kind is None or kind == "zip" or method != zipfile.ZIP_DEFLATED:
         yield _fault(path, "the zip file is damaged", "download it again")
         return
-    yield Export(path.name, kind, _inflated(path, start))
+    yield Export(path.name, kind, _inflated_member(path, start))
 
 
-def _inflated(path: Path, start: int) -> Iterator[bytes]:
+def _inflated_member(path: Path, start: int) -> Iterator[bytes]:
     inflate = zlib.decompressobj(wbits=-15)
     with path.open("rb") as stream:
         stream.seek(start)
         while (chunk := stream.read(CHUNK)) and not inflate.eof:
-            try:
-                yield inflate.decompress(chunk)
-            except zlib.error as error:
-                raise DamagedError("the zip data is damaged here") from error
+            yield from _inflated(inflate, chunk, "the zip data is damaged here")
     raise DamagedError("the zip file is cut off here")

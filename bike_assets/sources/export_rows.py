@@ -11,6 +11,7 @@ Rules for what is strictly required, everything else of a row being kept as null
 - the count is a whole number ≥ 0, or nothing (`null` and `nan` too), which stays null.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime
 from typing import Any
@@ -36,6 +37,7 @@ ROWS_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
 """Columns and types of `typed_rows`. Names repeat a million times: categories keep them small."""
 
 _EARLIEST, _LATEST = datetime(2000, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
+_EXTENDED_ISO = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]|$)")
 _NOTHING = ("", "null", "none", "nan", "na")
 _PLACE = pl.Struct({"latitude": pl.Float64, "longitude": pl.Float64})
 
@@ -126,6 +128,8 @@ def _hours(raw: pl.Series) -> tuple[pl.Series, pl.Series]:
 
 
 def _moment(text: str) -> datetime | None:
+    if not _EXTENDED_ISO.match(text):  # Python also takes any other character between day and hour.
+        return None
     try:
         return datetime.fromisoformat(text)
     except ValueError:

@@ -144,7 +144,8 @@ def _read_csv(chunks: Iterable[bytes], log: ExportLog) -> Iterator[Records]:
             if frame.height:
                 yield Records(frame, layout.labels)
     except DamagedError as error:
-        log.fault(str(error), f"{_EXPORT_AGAIN}; the lines before it are kept", where=f"line {line}")
+        kept = "; the lines before it are kept" if line > 2 else ""
+        log.fault(str(error), _EXPORT_AGAIN + kept, where=f"line {line}")
     else:
         if line == 1:
             log.fault("the file is empty", "export it again")

@@ -1,0 +1,89 @@
+"""The city's real exports, which lie outside the repository. Skipped where they are absent."""
+
+import os
+from datetime import date, datetime
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from bike_assets.sources.archive import ArchiveSource
+from bike_assets.sources.base import SourceBatch, busy_span
+
+FOLDER = Path(os.environ.get("BIKE_REAL_DATA") or Path(__file__).parents[3] / "shared" / "data")
+ROWS = {
+    "comptage-velo-2023.csv.gz": 860_190,
+    "comptage-velo-2024.csv.gz": 132_586,
+    "comptage-velo-donnees-compteurs_2023-08_2024-02.parquet": 484_331,
+}
+
+pytestmark = pytest.mark.skipif(
+    not all((FOLDER / name).exists() for name in ROWS),
+    reason=f"no real exports in {FOLDER} (set BIKE_REAL_DATA to their folder)",
+)
+
+
+@pytest.fixture(scope="module")
+def batch() -> SourceBatch:
+    source = ArchiveSource([FOLDER / name for name in ROWS])
+    assert source.span() == (date(2022, 3, 27), date(2024, 2, 25))
+    return source.read(*source.span())
+
+
+def test_every_row_is_read(batch: SourceBatch) -> None:
+    rows = batch.counts.group_by("source_file").agg(pl.len())
+    assert dict(rows.iter_rows()) == ROWS
+    assert batch.counts.height == 1_477_107
+    assert batch.rejected.is_empty()
+    for name in ("counter_name", "site_id", "site_name", "hourly_count", "latitude", "longitude"):
+        assert batch.counts.get_column(name).null_count() == 0
+
+
+def test_the_only_fault_is_six_stray_rows(batch: SourceBatch) -> None:
+    (fault,) = batch.faults
+    assert (fault.file, fault.rows, fault.set_aside) == (list(ROWS)[2], 6, False)
+    assert "2022-03-27" in fault.line()
+    assert busy_span(batch.counts) == (date(2023, 1, 1), date(2024, 2, 25))
+
+
+def test_both_formats_agree_where_they_overlap(batch: SourceBatch) -> None:
+    """Local time with offset and UTC, text and numbers: the same hours with the same counts, but 172."""
+    early = batch.counts.filter(pl.col("source_file") != list(ROWS)[2])
+    late = batch.counts.filter(pl.col("source_file") == list(ROWS)[2])
+    both = early.join(late, on=["counter_id", "ts_utc"], suffix="_late")
+    differing = both.filter(pl.col("hourly_count") != pl.col("hourly_count_late"))
+    assert both.height > 450_000
+    assert differing.height == 172
+    assert differing.get_column("counter_id").n_unique() == 1
+    assert (differing.get_column("hourly_count") == 0).all()
+    assert (both.get_column("latitude") - both.get_column("latitude_late")).abs().median() < 1e-4
+
+
+def test_the_autumn_hour(batch: SourceBatch) -> None:
+    night = batch.counts.filter(pl.col("service_date") == date(2023, 10, 29))
+    hours = night.get_column("ts_utc").unique()
+    assert datetime.fromisoformat("2023-10-29T00:00:00+00:00") not in hours
+    assert datetime.fromisoformat("2023-10-29T01:00:00+00:00") in hours
+
+
+def test_small_raw_exports() -> None:
+    samples = sorted(FOLDER.glob("raw_*.csv"))
+    if not samples:
+        pytest.skip("no raw samples there")
+    source = ArchiveSource(samples)
+    batch = source.read(*source.span())
+    assert batch.counts.height == 26
+    assert batch.faults == ()
+    assert batch.counts.get_column("installation_date").unique().to_list() == [date(2012, 2, 22)]
+    assert batch.counts.get_column("counter_name").unique().to_list() == ["97 avenue Denfert Rochereau SO-NE"]
+
+
+def test_other_data_sets_in_the_same_folder_are_told_apart() -> None:
+    others = [FOLDER / name for name in ("vacances-scolaires.csv", "weather_2023-01_2024-02.parquet")]
+    if not all(path.exists() for path in others):
+        pytest.skip("no other data sets there")
+    source = ArchiveSource([FOLDER / list(ROWS)[1], *others])
+    batch = source.read(*source.span())
+    assert batch.counts.height == ROWS["comptage-velo-2024.csv.gz"]
+    assert [fault.file for fault in batch.faults] == [path.name for path in others]
+    assert all("another data set" in fault.line() for fault in batch.faults)
