@@ -81,6 +81,7 @@ $(UV): | python
 		echo "make: $(FOUND_PYTHON) cannot create environments; install its venv module (python3-venv on Debian) or uv itself" >&2; exit 1; }
 	@$(BOOTSTRAP)/bin/python -m pip install --quiet --disable-pip-version-check "uv==$(UV_VERSION)" || { rm -rf $(BOOTSTRAP); \
 		echo "make: uv $(UV_VERSION) cannot be installed from the package registry; check the network or install uv yourself" >&2; exit 1; }
+	@echo '*' > $(BOOTSTRAP)/.gitignore
 else
 $(UV): python ;
 endif

@@ -463,7 +463,11 @@ def test_ci_is_executable_valid_and_runs_what_people_run() -> None:
     assert result.returncode == 0, result.stderr
     text = script.read_text(encoding="utf-8")
     assert "set -euo pipefail" in text
-    assert re.findall(r"^step \w+ within \d+m (make .+)$", text, re.MULTILINE) == ["make check", "make test", "make demo"]
+    assert re.findall(r"^step \w+ within \d+m (make .+)$", text, re.MULTILINE) == [
+        "make check",
+        "make test",
+        "make demo",
+    ]
 
 
 def test_readme_names_only_commands_that_exist() -> None:
