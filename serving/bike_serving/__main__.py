@@ -3,10 +3,8 @@
 import argparse
 import sys
 
-import uvicorn
 from pydantic import ValidationError
 
-from bike_serving.app import create_app
 from bike_serving.settings import Settings
 
 
@@ -41,6 +39,10 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(
             f"bike-serving: setting {name}: {fault['msg']}; set BIKE_SERVING_{name.upper()} or see --help"
         )
+    import uvicorn
+
+    from bike_serving.app import create_app  # after the checks, so that help and mistakes are told at once
+
     uvicorn.run(
         create_app(settings),
         host=settings.host,

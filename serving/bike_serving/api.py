@@ -34,8 +34,7 @@ def _problems(**statuses: str) -> dict[int | str, dict[str, Any]]:
     return {
         int(status.removeprefix("s")): {
             "description": description,
-            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
-            "model": Problem,
+            "content": {MEDIA_TYPE: {"schema": Problem.model_json_schema()}},
         }
         for status, description in statuses.items()
     }

@@ -1,0 +1,167 @@
+"""The holder of the champion, step by step: what it takes, what it refuses, what it remembers."""
+
+import json
+import shutil
+
+import pytest
+from bike_serving.champion import ChampionHolder
+from bike_serving.metrics import Metrics
+from bike_serving.registry import ModelRef, RegistryUnavailableError
+from bike_serving.settings import Settings
+
+from bike_assets.core.bundle import load_or_create_keys
+
+
+class Names:
+    """A registry that names what the test says."""
+
+    def __init__(self, ref=None):
+        self.ref = ref
+
+    def resolve(self):
+        if isinstance(self.ref, Exception):
+            raise self.ref
+        return self.ref
+
+    def close(self):
+        """Nothing to give back."""
+
+
+AWAY = RegistryUnavailableError("MLflow is away")
+
+
+@pytest.fixture
+def refs(city):
+    """Two versions, each with its bundle."""
+    return [
+        ModelRef("bike-traffic", version, "run", city.write(version, index).name)
+        for index, version in enumerate(("1", "2"))
+    ]
+
+
+@pytest.fixture
+def settings(city, tmp_path):
+    return Settings(home=city.home, state_dir=tmp_path, poll_seconds=3600)
+
+
+def holding(settings, ref):
+    holder = ChampionHolder(settings, Names(ref), Metrics())
+    holder.refresh()
+    return holder
+
+
+def rejected(holder):
+    return holder._metrics.registry.get_sample_value("bike_serving_rejected_bundles_total")
+
+
+def test_the_named_bundle_is_served_and_kept_while_it_is_named(settings, refs):
+    holder = holding(settings, refs[0])
+    first = holder.current
+    assert first.ref == refs[0]
+    assert holder.status.error is None
+    holder.refresh()
+    assert holder.current is first
+
+
+@pytest.mark.parametrize("change", [{"version": "9"}, {"run_id": "other"}, {"name": "other"}])
+def test_a_bundle_of_another_version_is_refused(settings, refs, change):
+    holder = holding(settings, refs[0])
+    holder._registry.ref = ModelRef(**{**vars(refs[1]), **change})
+    holder.refresh()
+    assert holder.current.ref == refs[0]
+    assert "promote it again" in holder.status.error
+
+
+def test_a_bundle_that_arrives_late_is_taken_when_it_is_there(settings, refs, city):
+    late = city.home / "bundles" / refs[1].bundle_id
+    hidden = late.rename(city.home / "hidden")
+    eager = settings.model_copy(update={"poll_seconds": 1e-6})
+    holder = holding(eager, refs[0])
+    holder._registry.ref = refs[1]
+    holder.refresh()
+    assert "no such directory" in holder.status.error
+    hidden.rename(late)
+    holder.refresh()
+    assert holder.current.ref == refs[1]
+    assert holder.status.error is None
+
+
+def test_a_refused_bundle_is_not_read_again_at_every_look(settings, refs, monkeypatch):
+    reads = []
+
+    def unreadable(path, key):
+        reads.append(path)
+        raise ValueError("unexpected")
+
+    holder = holding(settings, refs[0])
+    holder._registry.ref = ModelRef("bike-traffic", "3", "run", "0" * 32)
+    for _ in range(5):
+        holder.refresh()
+        assert "no such directory" in holder.status.error
+    assert rejected(holder) == 1
+    monkeypatch.setattr("bike_serving.champion.load_bundle", unreadable)
+    holder._registry.ref = refs[1]
+    for _ in range(2):
+        holder.refresh()
+        assert "unexpected ValueError" in holder.status.error
+    assert reads
+    assert holder.current.ref == refs[0]
+
+
+def test_bundles_signed_by_a_stranger_are_refused(settings, refs, tmp_path):
+    load_or_create_keys(tmp_path / "keys")
+    holder = holding(settings.model_copy(update={"public_key": tmp_path / "keys" / "bundle.pub"}), refs[0])
+    assert holder.current is None
+    assert "not signed with the expected key" in holder.status.error
+
+
+def test_without_a_registry_the_last_good_bundle_serves(settings, refs):
+    holding(settings, refs[0])
+    holder = holding(settings, AWAY)
+    assert holder.current.ref == refs[0]
+    assert holder.status.error == "MLflow is away"
+    holder._registry.ref = refs[1]
+    holder.refresh()
+    assert holder.current.ref == refs[1]
+    assert json.loads(settings.state_path.read_text()) == vars(refs[1])
+
+
+def test_a_named_bundle_that_is_damaged_at_the_start_leaves_the_last_good_one(settings, refs):
+    holding(settings, refs[0])
+    holder = holding(settings, ModelRef("bike-traffic", "3", "run", "0" * 32))
+    assert holder.current.ref == refs[0]
+    assert "no such directory" in holder.status.error
+
+
+def test_the_last_good_bundle_is_verified_like_any_other(settings, refs, city):
+    holding(settings, refs[0])
+    path = city.home / "bundles" / refs[0].bundle_id
+    shutil.copytree(path, city.home / "intact")
+    (path / "model.cbm").write_bytes(b"altered")
+    holder = holding(settings, AWAY)
+    assert holder.current is None
+    assert "last good bundle cannot be served" in holder.status.error
+    shutil.rmtree(path)
+    (city.home / "intact").rename(path)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"name": "bike-traffic"}', '"text"'])
+def test_an_unreadable_memory_is_told_and_harmless(settings, content):
+    settings.state_path.write_text(content)
+    holder = holding(settings, AWAY)
+    assert holder.current is None
+    assert "MLflow is away" in holder.status.error
+    assert "last_good.json" in holder.status.error
+
+
+def test_the_last_good_bundle_of_another_model_is_not_served(settings, refs):
+    holding(settings, refs[0])
+    holder = holding(settings.model_copy(update={"model_name": "other"}), AWAY)
+    assert holder.current is None
+
+
+def test_a_memory_that_cannot_be_written_does_not_stop_the_service(settings, refs, tmp_path):
+    (tmp_path / "file").write_text("")
+    holder = holding(settings.model_copy(update={"state_dir": tmp_path / "file"}), refs[0])
+    assert holder.current.ref == refs[0]
+    assert holder.status.error is None
