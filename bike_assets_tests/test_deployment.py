@@ -266,15 +266,27 @@ def test_compose_builds_the_images_that_the_workflow_builds(services: dict[str, 
     assert {entry["dockerfile"] for entry in matrix} == built
 
 
-def test_one_uv_version_everywhere() -> None:
+def test_make_and_the_platform_image_install_the_same_uv() -> None:
     wanted = re.search(
         r"^UV_VERSION := (\S+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE
     )
     assert wanted
-    for dockerfile in DOCKERFILES:
-        assert set(re.findall(r"\buv==([\d.]+)", dockerfile.read_text(encoding="utf-8"))) == {wanted[1]}, (
-            dockerfile
-        )
+    assert re.findall(r"\buv==([\d.]+)", DOCKERFILES[0].read_text(encoding="utf-8")) == [wanted[1]]
+
+
+def test_named_volumes_start_as_the_property_of_the_user_that_writes_them(
+    services: dict[str, dict[str, Any]],
+) -> None:
+    """Docker gives a new volume the owner of the folder that the image has at its place."""
+    for name, service in services.items():
+        if "build" not in service:
+            continue
+        text = (ROOT / service["build"]["dockerfile"]).read_text(encoding="utf-8").replace("\\\n", " ")
+        (made,) = re.findall(r"install -d -o bike -g bike ([^&\n]+)", text)
+        assert "--uid 10001" in text
+        assert service["user"] == "10001:10001", name
+        for volume, (place, read_only) in _mounts(service).items():
+            assert read_only or place in made.split(), f"{name}: {volume} at {place}"
 
 
 # --- Dagster -----
