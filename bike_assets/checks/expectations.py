@@ -148,7 +148,7 @@ def raw_counts_suite(usual_rows_per_day: float | None = None) -> Suite:
                 "null_share", None, 0.10, "at most 10 % of a day's counts are null", reads="hourly_count"
             ),
             _day_rule(
-                "zero_share", None, 0.60, "at most 60 % of a day's counts are zero", reads="hourly_count"
+                "zero_share", None, 0.40, "at most 40 % of a day's counts are zero", reads="hourly_count"
             ),
             _plausible_counts(),
         ),
@@ -173,7 +173,7 @@ def cleaned_counts_suite() -> Suite:
             _day_rule(
                 "outage_share", None, 0.20, "at most 20 % of a day's hours are outages", reads="is_outage"
             ),
-            _day_rule("spike_share", None, 0.01, "at most 1 % of a day's hours are spikes", reads="is_spike"),
+            _day_rule("spike_share", None, 0.02, "at most 2 % of a day's hours are spikes", reads="is_spike"),
             _plausible_counts(),
         ),
     )

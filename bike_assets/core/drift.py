@@ -10,7 +10,7 @@ same weeks a year earlier have them too.
 """
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date, timedelta
 from math import isfinite
 from typing import Literal
@@ -22,11 +22,19 @@ from bike_assets.core.errors import ContractError
 YEAR_DAYS = 364
 """52 weeks: the same weekday of the same week a year earlier."""
 
-DRIFT_THRESHOLD = 0.1
-"""Normed Wasserstein distance, in reference standard deviations, from which a column drifts."""
+DRIFT_THRESHOLD = 0.25
+"""Normed Wasserstein distance, in reference standard deviations, from which a column drifts.
+
+Measured on Paris, March 2023 to February 2024, four-week windows against their `reference_days`: with the usual
+0.1 a share of 30 % and more drifts in 84 % of the windows, with 0.25 in 20 % (50 % and more: 61 % and 4 %).
+"""
 
 COUNTER_Z_THRESHOLD = 6.0
-"""Robust z from which a counter counts as drifted: 6 MAD, about 2 % alarms on ordinary counter-weeks."""
+"""Robust z from which a counter counts as drifted.
+
+Measured on the same year: 2.8 % of counter-weeks, half of them at counters with an outage. A counter that
+counts nothing for a week is found always, one at 30 % in 98 % of trials, at half in 77 %, at double in 81 %.
+"""
 
 MIN_MATCHED_HOURS = 24
 """Fewer matched hours than a day say nothing about a counter's level."""
@@ -84,7 +92,6 @@ class DriftSummary:
     scores: Mapping[str, float]
     threshold: float
     method: str
-    reference_days: tuple[date, ...] = field(default=())
 
     @property
     def share(self) -> float | None:
