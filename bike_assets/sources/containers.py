@@ -164,10 +164,10 @@ def _unzipped(archive: zipfile.ZipFile, name: str) -> Iterator[bytes]:
         with archive.open(name) as stream:
             while chunk := stream.read(CHUNK):
                 yield chunk
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise DamagedError("the zip data is damaged here") from error
     except (RuntimeError, NotImplementedError) as error:  # a password, or a compression Python cannot undo
         raise DamagedError(f"the zip data cannot be unpacked ({error})") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
+        raise DamagedError("the zip data is damaged here") from error
 
 
 def _first_member_of_damaged(path: Path) -> Iterator[Export | SourceFault]:

@@ -37,6 +37,7 @@ ROWS_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
 """Columns and types of `typed_rows`. Names repeat a million times: categories keep them small."""
 
 _EARLIEST, _LATEST = datetime(2000, 1, 1, tzinfo=UTC), datetime(2100, 1, 1, tzinfo=UTC)
+_OUTSIDE = "lies outside the years 2000 to 2099"
 _EXTENDED_ISO = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]|$)")
 _NOTHING = ("", "null", "none", "nan", "na")
 _PLACE = pl.Struct({"latitude": pl.Float64, "longitude": pl.Float64})
@@ -81,7 +82,7 @@ def typed_rows(records: Records, log: ExportLog) -> pl.DataFrame:
 def _reject(
     raw: pl.DataFrame, faults: pl.Series, field: str, labels: Mapping[str, str], log: ExportLog
 ) -> None:
-    values = raw.get_column(field).cast(pl.String, strict=False)
+    values = _shown(raw.get_column(field))
     for reason in faults.unique(maintain_order=True).drop_nulls():
         bad = (faults == reason).fill_null(False)
         log.reject(raw.get_column("line").filter(bad), labels[field], values.filter(bad), reason)
@@ -107,24 +108,42 @@ def _mapped(text: pl.Series, parse: Callable[[str], Any], dtype: pl.DataType) ->
 def _hours(raw: pl.Series) -> tuple[pl.Series, pl.Series]:
     """Hours in UTC, and what is wrong with each value (null: nothing)."""
     if isinstance(raw.dtype, pl.Datetime) and raw.dtype.time_zone is not None:
-        instants = raw.dt.convert_time_zone("UTC").cast(UTC_TIMESTAMP)
+        outside = raw.is_not_null() & ~_in_range(raw)
+        instants = raw.set(outside, None).dt.convert_time_zone("UTC").cast(UTC_TIMESTAMP)
         keys = instants.unique()
         key_faults = pl.Series([_hour_fault(instant) for instant in keys], dtype=pl.String)
-        return instants, instants.replace_strict(keys, key_faults, return_dtype=pl.String)
+        faults = instants.replace_strict(keys, key_faults, return_dtype=pl.String)
+        return instants, faults.set(outside, _OUTSIDE)
     if isinstance(raw.dtype, pl.Datetime):
-        raw = raw.dt.to_string("iso:strict")
+        raw = _shown(raw)
     text = raw.cast(pl.String, strict=False).str.strip_chars().fill_null("")
     keys = text.unique()
     moments = [_moment(key) for key in keys]
-    faults = [_hour_fault(moment) for moment in moments]
+    told = [_hour_fault(moment) for moment in moments]
     hours = [
         moment.astimezone(UTC) if moment and fault is None else None
-        for moment, fault in zip(moments, faults, strict=True)
+        for moment, fault in zip(moments, told, strict=True)
     ]
     return (
         text.replace_strict(keys, pl.Series(hours, dtype=UTC_TIMESTAMP), return_dtype=UTC_TIMESTAMP),
-        text.replace_strict(keys, pl.Series(faults, dtype=pl.String), return_dtype=pl.String),
+        text.replace_strict(keys, pl.Series(told, dtype=pl.String), return_dtype=pl.String),
     )
+
+
+def _in_range(instants: pl.Series) -> pl.Series:
+    """Whether each instant lies in the years we take; checked on the numbers, as others have no date at all."""
+    per_second = {"ms": 10**3, "us": 10**6, "ns": 10**9}[instants.dtype.time_unit]  # type: ignore[attr-defined]
+    first, end = (int(edge.timestamp()) * per_second for edge in (_EARLIEST, _LATEST))
+    return instants.to_physical().is_between(first, end - 1)
+
+
+def _shown(values: pl.Series) -> pl.Series:
+    """Values as text; instants no calendar has are shown as numbers."""
+    if isinstance(values.dtype, pl.Datetime):
+        inside = _in_range(values).fill_null(False)
+        numbers = values.to_physical().cast(pl.String)
+        return values.set(~inside, None).dt.to_string("iso:strict").fill_null(numbers)
+    return values.cast(pl.String, strict=False)
 
 
 def _moment(text: str) -> datetime | None:
@@ -142,7 +161,7 @@ def _hour_fault(moment: datetime | None) -> str | None:
     if moment.tzinfo is None:
         return "has no offset from UTC, and local time alone is ambiguous"
     if not _EARLIEST <= moment < _LATEST:
-        return "lies outside the years 2000 to 2099"
+        return _OUTSIDE
     if moment.minute or moment.second or moment.microsecond:
         return "is not the start of an hour"
     return None
@@ -184,8 +203,8 @@ def _optional(
     if field not in raw.columns:
         return pl.Series(field, [None], dtype=dtype).new_from_index(0, raw.height)
     values = raw.get_column(field)
-    if values.dtype == dtype:
-        return values
+    if values.dtype == pl.Date:
+        return values.set(~values.is_between(date(1900, 1, 1), date(2099, 12, 31)), None)
     text = _optional_text(values)
     text = text.set(text.str.to_lowercase().is_in(_NOTHING).fill_null(False), None)
     parsed = _mapped(text, parse, dtype)

@@ -169,8 +169,7 @@ def _layout(block: bytes, log: ExportLog) -> _Layout | None:
         encoding = encoding or "cp1252"
         text = header.decode(encoding, "replace")
     separator = max(";,\t", key=text.count)
-    columns = next(csv.reader([text], delimiter=separator), [])
-    columns = [label.strip() for label in columns]
+    columns = [label.strip() for label in _fields(text, separator) or text.split(separator)]
     labels = _labels(columns, log)
     if labels is None:
         return None
@@ -190,24 +189,44 @@ def _csv_block(block: bytes, first_line: int, layout: _Layout, log: ExportLog) -
     names = [f"column {position}" for position in range(layout.columns)]
     for field, position in layout.positions.items():
         names[position] = field
-    frame = (
-        pl.scan_csv(
-            io.BytesIO(block),
-            has_header=False,
-            separator=layout.separator,
-            schema=dict.fromkeys(names, pl.String),
-            truncate_ragged_lines=True,
+    try:
+        frame = (
+            pl.scan_csv(
+                io.BytesIO(block),
+                has_header=False,
+                separator=layout.separator,
+                schema=dict.fromkeys(names, pl.String),
+                truncate_ragged_lines=True,
+            )
+            .select(list(layout.positions))
+            .collect()
         )
-        .select(list(layout.positions))
-        .collect()
-    )
-    if frame.height != len(numbers):  # Quotes inside a field: the two readers disagree, so go line by line.
-        rows = [
-            next(csv.reader([text], delimiter=layout.separator)) + [""] * layout.columns
-            for text in block.decode().splitlines()
-        ]
-        frame = pl.DataFrame({field: [row[at] for row in rows] for field, at in layout.positions.items()})
+    except pl.exceptions.ComputeError:
+        frame = pl.DataFrame()
+    if frame.height != len(numbers):  # Quotes inside a field: see what is right line by line.
+        return _line_by_line(block, numbers, layout, log).select(list(schema))
     return frame.with_columns(line=pl.Series(numbers, dtype=pl.Int64)).select(list(schema))
+
+
+def _fields(text: str, separator: str) -> list[str] | None:
+    """The fields of one line; None where its quoting makes no sense."""
+    try:
+        return next(csv.reader([text], delimiter=separator, strict=True), None)
+    except csv.Error:
+        return None
+
+
+def _line_by_line(block: bytes, numbers: NDArray[np.int64], layout: _Layout, log: ExportLog) -> pl.DataFrame:
+    """The records of a block of which some lines are quoted in a way the fast reader refuses."""
+    texts = block.decode().removesuffix("\n").split("\n")
+    rows = [_fields(text, layout.separator) for text in texts]
+    good = [row is not None and len(row) == layout.columns for row in rows]
+    bad = [i for i, is_good in enumerate(good) if not is_good]
+    log.reject([int(numbers[i]) for i in bad], "", [texts[i] for i in bad], "is not quoted as CSV is")
+    kept = [row for row, is_good in zip(rows, good, strict=True) if row is not None and is_good]
+    columns = {field: [row[at] for row in kept] for field, at in layout.positions.items()}
+    frame = pl.DataFrame(columns, schema=dict.fromkeys(layout.positions, pl.String))
+    return frame.with_columns(line=pl.Series(numbers[np.array(good)], dtype=pl.Int64))
 
 
 def _decoded(
@@ -463,7 +482,7 @@ def _read_parquet(chunks: Iterable[bytes], log: ExportLog) -> Iterator[Records]:
         if labels is None:
             return
         frame = pl.read_parquet(io.BytesIO(data), columns=list(labels.values()))
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         reason = str(error).splitlines()[0]
         log.fault(f"is not a whole Parquet file ({reason})", _EXPORT_AGAIN)
         return

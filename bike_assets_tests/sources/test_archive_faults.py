@@ -19,6 +19,7 @@ from bike_assets_tests.exports import (
     api_records,
     csv_lines,
     export_csv,
+    export_json,
     export_parquet,
     write_bytes,
     write_lines,
@@ -463,3 +464,73 @@ def test_password_in_a_zip_is_a_fault(tmp_path: Path, city: pl.DataFrame) -> Non
     path.write_bytes(data)
     with pytest.raises(PermanentError, match=r"^counts\.zip: .*cannot be unpacked"):
         ArchiveSource([path]).span()
+
+
+def test_quotes_in_odd_places(tmp_path: Path, city: pl.DataFrame) -> None:
+    """Quotes that the fast reader refuses: the lines that make sense are kept, the other is named."""
+    lines = csv_lines(city)
+    lines[20] = with_field(lines[20], 1, '"8 bou"levard')
+    lines[21] = with_field(lines[21], 1, 'a "quoted" name')
+    batch = read_all(write_lines(lines, tmp_path / "counts.csv"))
+    assert batch.rejected.get_column("line").to_list() == [21]
+    assert batch.counts.height == city.height - 1
+    assert "is not quoted as CSV is" in batch.faults[0].line()
+
+
+def test_instants_that_no_calendar_has(tmp_path: Path, city: pl.DataFrame) -> None:
+    path = export_parquet(city, tmp_path / "counts.parquet")
+    at = pl.int_range(pl.len())
+    numbers = pl.when(at == 5).then(2**62).otherwise(pl.col("date").to_physical())
+    pl.read_parquet(path).with_columns(date=numbers.cast(pl.Datetime("ms", "UTC"))).write_parquet(path)
+    batch = read_all(path)
+    assert batch.rejected.row(0, named=True)["value"] == str(2**62)
+    assert (
+        batch.faults[0].line().startswith("counts.parquet: record 6, column date: '4611686018427387904' lies")
+    )
+    assert batch.counts.height == city.height - 1
+
+
+WRITERS: dict[str, Callable[[pl.DataFrame, Path], Path]] = {
+    "a.csv": export_csv,
+    "b.csv": lambda city, path: export_csv(city, path, separator=",", encoding="cp1252"),
+    "c.csv.gz": export_csv,
+    "d.zip": export_csv,
+    "e.json": export_json,
+    "f.ndjson": lambda city, path: export_json(city, path, "lines"),
+    "g.json.gz": lambda city, path: export_json(city, path, "v1"),
+    "h.parquet": export_parquet,
+}
+SHARDS = (b'"', b";", b",", b"\n", b"\r", b"\0", b"{", b"}", b"]", b"\xff", b"null", b"1e999", b"9" * 400)
+
+
+def broken(data: bytes, chance: random.Random) -> bytes:
+    """The bytes with one to eight random injuries."""
+    wounded = bytearray(data)
+    for _ in range(chance.choice((1, 1, 3, 8))):
+        at = chance.randrange(len(wounded) + 1)
+        match chance.randrange(5):
+            case 0:
+                wounded[at : at + 1] = chance.randbytes(1)
+            case 1:
+                del wounded[at:]
+            case 2:
+                del wounded[at : at + chance.randrange(40)]
+            case 3:
+                wounded[at:at] = chance.choice(SHARDS)
+            case 4:
+                wounded[at : at + 8] = chance.randbytes(8)
+    return bytes(wounded)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_random_injuries_never_end_in_a_traceback(tmp_path: Path, city: pl.DataFrame, name: str) -> None:
+    path = WRITERS[name](city.head(100), tmp_path / name)
+    whole = path.read_bytes()
+    for seed in range(30):
+        path.write_bytes(broken(whole, random.Random(seed)))
+        try:
+            batch = read_all(path)
+            said = [fault.line() for fault in batch.faults]
+        except PermanentError as error:
+            said = [str(error)]
+        assert all(line.isprintable() and len(line) < 700 for line in said)
