@@ -105,6 +105,14 @@ def test_a_city_that_moves_as_one_drifts_nowhere() -> None:
     assert found["city_change"][0] == pytest.approx(1.8, rel=0.05)
 
 
+def test_a_counter_that_stays_while_its_city_moves_is_found() -> None:
+    strike = {name: level * 1.8 for name, level in CITY.items()} | {"c3": CITY["c3"]}
+    found = per_counter_drift(current=counts(WEEK, strike, seed=2), reference=counts(BEFORE, CITY))
+    assert found.filter("drifted")["counter_id"].to_list() == ["c3"]
+    assert found["change"][0] == pytest.approx(1, rel=0.05)
+    assert found["z"][0] < 0
+
+
 @pytest.mark.parametrize("factor", [0.0, 0.5, 2.0])
 def test_a_counter_that_leaves_its_city_is_found_and_its_direction_told(factor: float) -> None:
     # Also what a swap of reference and current would turn round.
