@@ -92,17 +92,8 @@ class ArchiveSource:
             raise PermanentError(f"{faults[0].line()}{more}" if faults else "archive: there are no exports")
         counts = pl.concat(frames)
         frames.clear()
-        counts = counts.sort(
-            [_alphabetical(counts, key) if counts.schema[key] == pl.Categorical else key for key in SORT_KEY],
-            nulls_last=True,
-        )
+        counts = counts.sort(SORT_KEY, nulls_last=True)
         return SourceBatch(counts, pl.concat(rejected).sort("source_file", "line", "column"), tuple(faults))
-
-
-def _alphabetical(counts: pl.DataFrame, name: str) -> pl.Expr:
-    """A category's rank among the names: its own order is when it was first seen, in whichever file."""
-    names = counts.get_column(name).unique().cast(pl.String).drop_nulls().sort()
-    return pl.col(name).cast(pl.Enum(names)).to_physical()
 
 
 def _export_rows(export: Export, log: ExportLog) -> pl.DataFrame | None:

@@ -169,6 +169,19 @@ def test_only_three_columns_are_needed(tmp_path: Path, city: pl.DataFrame) -> No
     assert batch.faults == ()
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp1252"])
+def test_encoding_is_found_where_the_header_does_not_tell(
+    tmp_path: Path, city: pl.DataFrame, encoding: str
+) -> None:
+    lines = csv_lines(city)
+    lines[0] = (
+        "id_compteur;nom_compteur;id;name;sum_counts;date;installation_date;a;coordinates;b;c;d;e;f;g;h"
+    )
+    batch = read_all(write_lines(lines, tmp_path / "counts.csv", encoding=encoding))
+    assert_same_rows(batch, city)
+    assert batch.faults == ()
+
+
 def test_labels_in_other_dress(tmp_path: Path, city: pl.DataFrame) -> None:
     """Accents lost, capitals, a typographic apostrophe: still the same columns."""
     lines = csv_lines(city)
@@ -230,7 +243,13 @@ def test_any_mixture_in_any_order(tmp_path: Path, city: pl.DataFrame) -> None:
     assert expected.counts.equals(
         expected.counts.sort("counter_id", "ts_utc", "published_until", "source_file", maintain_order=True)
     )
-    for paths in ([*reversed(files)], [tmp_path], [folder, tmp_path, *files], [files[2], folder]):
+    for paths in (
+        [*reversed(files)],
+        [tmp_path],
+        [folder, tmp_path, *files],
+        [files[2], folder],
+        [folder / ".." / "..", *files],
+    ):
         again = read_all(*paths)
         assert again.counts.equals(expected.counts)
         assert again.faults == expected.faults

@@ -11,7 +11,7 @@ from bike_assets.core.contracts import RAW_COUNTS
 from bike_assets.core.errors import PermanentError
 from bike_assets.sources import SOURCE_NAMES, open_source
 from bike_assets.sources.base import COUNTS_SCHEMA, REJECTED_SCHEMA
-from bike_assets.sources.simulator import Scenario, SimulatorSource
+from bike_assets.sources.simulator import Scenario, SimulatorSource, _shock
 
 FIRST, LAST = date(2023, 1, 1), date(2024, 1, 31)
 
@@ -24,6 +24,11 @@ def source() -> SimulatorSource:
 @pytest.fixture(scope="module")
 def counts(source: SimulatorSource) -> pl.DataFrame:
     return source.read(FIRST, LAST).counts
+
+
+@pytest.fixture(scope="module")
+def large_city() -> pl.DataFrame:
+    return SimulatorSource(counters=40, first_day=FIRST, last_day=LAST).read(FIRST, LAST).counts
 
 
 def _latest(counts: pl.DataFrame) -> pl.DataFrame:
@@ -164,9 +169,8 @@ def test_publication_ends_with_the_day(counts: pl.DataFrame) -> None:
     assert dict(ends.iter_rows()) == expected
 
 
-def test_outages_are_zero_runs_and_missing_rows() -> None:
-    rows = SimulatorSource(counters=40, first_day=FIRST, last_day=LAST).read(FIRST, LAST).counts
-    latest = _latest(rows).sort("counter_id", "ts_utc")
+def test_outages_are_zero_runs_and_missing_rows(large_city: pl.DataFrame) -> None:
+    latest = _latest(large_city).sort("counter_id", "ts_utc")
     runs = latest.with_columns(
         run=((pl.col("hourly_count") == 0) != (pl.col("hourly_count") == 0).shift(1))
         .fill_null(True)
@@ -188,9 +192,31 @@ def test_outages_are_zero_runs_and_missing_rows() -> None:
     assert 0.002 < lost < 0.03
 
 
-def test_spikes_exist() -> None:
-    rows = SimulatorSource(counters=40, first_day=FIRST, last_day=LAST).read(FIRST, LAST).counts
-    assert rows.get_column("hourly_count").max() in (5349, 8190)
+def test_outages_do_not_end_with_the_month(large_city: pl.DataFrame) -> None:
+    """Draws are made month by month, which must not show."""
+    gaps = large_city.sort("counter_id", "ts_utc").select(
+        pl.col("ts_utc").alias("end"), pl.col("ts_utc").shift(1).over("counter_id").alias("start")
+    )
+    crossing = gaps.filter(
+        (pl.col("end") - pl.col("start") > timedelta(hours=5))
+        & (pl.col("end").dt.month() != pl.col("start").dt.month())
+        & (pl.col("end") - pl.col("end").dt.truncate("1mo") > timedelta(hours=3))
+    )
+    assert not crossing.is_empty()
+
+
+def test_the_shock_of_a_day_does_not_depend_on_the_month_it_is_drawn_with() -> None:
+    days = [date(2023, 3, 1) + timedelta(days=i) for i in range(60)]
+    whole = _shock(7, 1, 0, days, memory=0.7, spread=0.2)
+    for start in (1, 17, 31, 59):
+        assert np.array_equal(_shock(7, 1, 0, days[start:], memory=0.7, spread=0.2), whole[start:])
+    years = _shock(7, 1, 0, [date(2000, 1, 1) + timedelta(days=i) for i in range(7000)], 0.7, 0.2)
+    assert 0.18 < years.std() < 0.22
+    assert 0.65 < np.corrcoef(years[1:], years[:-1])[0, 1] < 0.75
+
+
+def test_spikes_exist(large_city: pl.DataFrame) -> None:
+    assert large_city.get_column("hourly_count").max() in (5349, 8190)
 
 
 def test_one_counter_is_replaced_and_one_renamed_each_spring(counts: pl.DataFrame) -> None:
