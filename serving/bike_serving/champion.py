@@ -7,7 +7,6 @@ here: HTTP, and what makes a bundle trustworthy (`bike_assets.core.bundle`).
 import json
 import logging
 import os
-import tempfile
 import threading
 import time
 from collections import OrderedDict
@@ -15,7 +14,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
 from typing import Any, Protocol
 
-from bike_assets.core.bundle import Bundle, load_bundle, load_public_key
+from bike_assets.core.bundle import BUNDLE_ID_PATTERN, Bundle, load_bundle, load_public_key
 from bike_assets.core.errors import BikeError, BundleError
 from bike_serving.forecasts import ForecastTable, dumps, iso
 from bike_serving.metrics import Metrics
@@ -97,7 +96,6 @@ class PollStatus:
 
 @dataclass(frozen=True)
 class _Rejection:
-    ref: ModelRef
     reason: str
     retry_at: float
     wait_seconds: float
@@ -110,7 +108,8 @@ class ChampionHolder:
         self.current: Champion | None = None
         self.status = PollStatus()
         self._settings, self._registry, self._metrics = settings, registry, metrics
-        self._rejection: _Rejection | None = None
+        self._rejections: dict[ModelRef, _Rejection] = {}
+        self._first_wait = settings.poll_seconds
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._poll, name="champion-poll", daemon=True)
 
@@ -126,20 +125,13 @@ class ChampionHolder:
 
     def refresh(self) -> None:
         """Look once. Never raises: whatever fails, what serves goes on serving and `status` says why."""
-        error: str | None = None
         try:
-            self._follow(self._registry.resolve())
-        except BikeError as caught:
-            error = str(caught)
+            error = self._look()
         except Exception as caught:
             log.exception("unexpected failure while looking for the champion")
             error = f"unexpected {type(caught).__name__} while looking for the champion; see the log"
-        if error is not None:
-            self._metrics.poll_failures.inc()
-            if error != self.status.error:
-                log.warning("%s", error)
-            if self.current is None:
-                error = self._fall_back(error)
+        if error is not None and error != self.status.error:
+            log.warning("%s", error)
         self.status = PollStatus(datetime.now(UTC), error)
 
     def _poll(self) -> None:
@@ -147,28 +139,40 @@ class ChampionHolder:
             self.refresh()
             self._stop.wait(self._settings.poll_seconds)
 
+    def _look(self) -> str | None:
+        try:
+            self._follow(self._registry.resolve())
+        except BikeError as error:
+            self._metrics.poll_failures.inc()
+            return str(error) if self.current is not None else self._fall_back(str(error))
+        return None
+
     def _follow(self, ref: ModelRef) -> None:
-        if self.current is not None and self.current.ref == ref:
-            self._rejection = None
-            return
-        rejection = self._rejection if self._rejection and self._rejection.ref == ref else None
+        if self.current is None or self.current.ref != ref:
+            self._serve(self._try(ref))
+            self._remember(ref)
+        self._rejections.clear()
+
+    def _try(self, ref: ModelRef) -> Champion:
+        """Load a bundle; one that was refused is tried again ever more rarely, for it may still be arriving."""
+        rejection = self._rejections.get(ref)
         if rejection and time.monotonic() < rejection.retry_at:
             raise BundleError(rejection.reason)
         try:
-            champion = self._load(ref)
-        except BikeError as error:
-            # A bundle may still be on its way to this machine, so it is tried again, ever more rarely.
-            wait = rejection.wait_seconds * 2 if rejection else self._settings.poll_seconds
-            wait = min(wait, _LONGEST_RETRY_SECONDS)
-            if rejection is None or rejection.reason != str(error):
+            return self._load(ref)
+        except Exception as error:
+            if not isinstance(error, BikeError):
+                log.exception("unexpected failure while loading bundle %s", ref.bundle_id)
+            reason = str(error) or type(error).__name__
+            wait = min(rejection.wait_seconds * 2, _LONGEST_RETRY_SECONDS) if rejection else self._first_wait
+            if rejection is None or rejection.reason != reason:
                 self._metrics.rejected_bundles.inc()
-            self._rejection = _Rejection(ref, str(error), time.monotonic() + wait, wait)
-            raise
-        self._rejection = None
-        self._serve(champion)
-        self._remember(ref)
+            self._rejections[ref] = _Rejection(reason, time.monotonic() + wait, wait)
+            raise BundleError(reason) from error
 
     def _load(self, ref: ModelRef) -> Champion:
+        if not BUNDLE_ID_PATTERN.fullmatch(ref.bundle_id):
+            raise BundleError(f"{ref.bundle_id!r} names no bundle; promote the model again")
         public_key = load_public_key(self._settings.public_key_path)
         bundle = load_bundle(self._settings.bundles_path / ref.bundle_id, public_key)
         info = bundle.info
@@ -198,7 +202,7 @@ class ChampionHolder:
             remembered = ModelRef(**json.loads(path.read_bytes()))
             if remembered.name != self._settings.model_name:
                 return error
-            self._serve(self._load(remembered))
+            self._serve(self._try(remembered))
         except FileNotFoundError:
             return error
         except (OSError, ValueError, TypeError) as caught:
@@ -211,12 +215,12 @@ class ChampionHolder:
         path = self._settings.state_path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, temporary = tempfile.mkstemp(prefix=".last_good-", dir=path.parent)
-            with os.fdopen(descriptor, "w") as file:
+            temporary = path.with_suffix(".tmp")
+            with temporary.open("w") as file:
                 json.dump(asdict(ref), file)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)  # noqa: PTH105  the temporary name is a string already
+            temporary.replace(path)
         except OSError as error:
             log.warning(
                 "%s cannot be written (%s): a restart without MLflow will not find the champion", path, error

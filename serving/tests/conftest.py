@@ -199,7 +199,7 @@ def city(tmp_path_factory: pytest.TempPathFactory) -> City:
     truth = history.select("counter_id", "ts_utc", "hourly_count")
 
     def fit(iterations: int) -> Forecaster:
-        config = TrainConfig(iterations=iterations, depth=3, calibration_iterations=5, thread_count=1)
+        config = TrainConfig(iterations=iterations, depth=3, thread_count=1)
         return Forecaster().fit(features, truth, config)
 
     home = tmp_path_factory.mktemp("home")

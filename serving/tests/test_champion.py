@@ -86,26 +86,30 @@ def test_a_bundle_that_arrives_late_is_taken_when_it_is_there(settings, refs, ci
     assert holder.status.error is None
 
 
-def test_a_refused_bundle_is_not_read_again_at_every_look(settings, refs, monkeypatch):
+@pytest.mark.parametrize("serving_already", [True, False])
+def test_a_refused_bundle_is_not_read_again_at_every_look(
+    settings, refs, city, monkeypatch, caplog, serving_already
+):
+    """Neither the one the registry names nor, without a registry, the last good one."""
+    holder = holding(settings, refs[0])
     reads = []
 
     def unreadable(path, key):
-        reads.append(path)
-        raise ValueError("unexpected")
+        reads.append(path.name)
+        raise ValueError("out of luck")
 
-    holder = holding(settings, refs[0])
-    holder._registry.ref = ModelRef("bike-traffic", "3", "run", "0" * 32)
+    monkeypatch.setattr("bike_serving.champion.load_bundle", unreadable)
+    if serving_already:
+        holder._registry.ref = refs[1]
+    else:
+        holder = ChampionHolder(settings, Names(AWAY), Metrics())
     for _ in range(5):
         holder.refresh()
-        assert "no such directory" in holder.status.error
+        assert "out of luck" in holder.status.error
+    assert reads == [refs[1 if serving_already else 0].bundle_id]
     assert rejected(holder) == 1
-    monkeypatch.setattr("bike_serving.champion.load_bundle", unreadable)
-    holder._registry.ref = refs[1]
-    for _ in range(2):
-        holder.refresh()
-        assert "unexpected ValueError" in holder.status.error
-    assert reads
-    assert holder.current.ref == refs[0]
+    assert (holder.current is not None) == serving_already
+    assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 1
 
 
 def test_bundles_signed_by_a_stranger_are_refused(settings, refs, tmp_path):
@@ -145,13 +149,22 @@ def test_the_last_good_bundle_is_verified_like_any_other(settings, refs, city):
     (city.home / "intact").rename(path)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"name": "bike-traffic"}', '"text"'])
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"name": "bike-traffic"}', '"text"', "\\xff"])
 def test_an_unreadable_memory_is_told_and_harmless(settings, content):
     settings.state_path.write_text(content)
     holder = holding(settings, AWAY)
     assert holder.current is None
     assert "MLflow is away" in holder.status.error
     assert "last_good.json" in holder.status.error
+
+
+def test_the_memory_leads_to_no_other_place(settings, refs, city):
+    outside = ModelRef("bike-traffic", "1", "run", f"../{refs[0].bundle_id}")
+    shutil.copytree(city.home / "bundles" / refs[0].bundle_id, city.home / refs[0].bundle_id)
+    settings.state_path.write_text(json.dumps(vars(outside)))
+    holder = holding(settings, AWAY)
+    assert holder.current is None
+    assert "names no bundle" in holder.status.error
 
 
 def test_the_last_good_bundle_of_another_model_is_not_served(settings, refs):
