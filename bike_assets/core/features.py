@@ -56,8 +56,6 @@ COUNT_FEATURES: tuple[str, ...] = (
     "day_lag_3",
     "day_lag_7",
     "type_last_1",
-    "type_last_2",
-    "type_last_3",
     "type_mean",
     "type_ewm",
     "type_ewm_short",
@@ -265,7 +263,7 @@ def _cube(
         .collect()
     )
     names = sorted(set(rows["counter_id"].unique()) | set(extra))
-    counter = rows["counter_id"].replace_strict(names, range(len(names)), return_dtype=pl.Int64)
+    counter = rows["counter_id"].cast(pl.Enum(names)).to_physical().cast(pl.Int64)
     shape = (len(names), len(axis.days), 24)
     flat = (counter * len(axis.days) + rows["day"]) * 24 + rows["hour"]
     seen = np.zeros(shape[:2], dtype=bool)
@@ -283,7 +281,7 @@ def _features(cube: Cube, axis: _Days, at: Index, present: NDArray[np.bool_]) ->
     """Every feature with the axes it varies over.
 
     Axes: `ih` [counter, issue, hour], `i` [counter, issue], `th` [counter, day, hour], `n` [issue],
-    `nh` [issue, hour], `nth` [day, hour], `t` [day], `kh` [counter, issue, day type, hour].
+    `nh` [issue, hour], `nth` [day, hour], `t` [day], `kh` [day type, issue, counter, hour].
     """
     bad = untrusted(cube)
     trusted = np.where(bad, np.nan, cube)
@@ -292,7 +290,7 @@ def _features(cube: Cube, axis: _Days, at: Index, present: NDArray[np.bool_]) ->
     out: dict[str, tuple[str, Array]] = {}
 
     # Levels: the mean over hours of the day of each hour's own mean, so that missing nights do not lift it.
-    hour_mean = {window: _Mean(shape_ih) for window in (7, 28, 56)}
+    hour_mean, means = _Mean(shape_ih), {}
     raw_mean, maximum = _Mean(shape_ih), np.full(shape_i, np.nan)
     known_days = np.zeros(shape_i)
     zeros = {1: np.zeros(shape_i), 7: np.zeros(shape_i)}
@@ -304,9 +302,9 @@ def _features(cube: Cube, axis: _Days, at: Index, present: NDArray[np.bool_]) ->
         day_max = np.fmax.reduce(trusted, axis=2)
     for k in range(1, FEATURE_LOOKBACK_DAYS + 1):
         day, raw_day = trusted[:, at - k], cube[:, at - k]
-        for window, mean in hour_mean.items():
-            if k <= window:
-                mean.add(day)
+        hour_mean.add(day)
+        if k in (7, 28, 56):
+            means[k] = hour_mean.result()
         maximum = np.fmax(maximum, day_max[:, at - k])
         if k <= 28:
             raw_mean.add(raw_day)
@@ -318,7 +316,6 @@ def _features(cube: Cube, axis: _Days, at: Index, present: NDArray[np.bool_]) ->
             if k <= window:
                 zeros[window] += (raw_day == 0).sum(axis=2)
                 known_hours[window] += (~np.isnan(raw_day)).sum(axis=2)
-    means = {window: mean.result() for window, mean in hour_mean.items()}
     levels = {window: _mean_hours(mean) for window, mean in means.items()}
     level = levels[28]
     for fallback in (levels[56], _mean_hours(raw_mean.result())):
@@ -453,38 +450,33 @@ def _ratio_features(out: dict[str, tuple[str, Array]], cube: Cube, trusted: Cube
 
 def _type_features(out: dict[str, tuple[str, Array]], trusted: Cube, axis: _Days, at: Index) -> None:
     """Recent days of the target's type (working day, Saturday, Sunday or public holiday), newest first."""
-    shape = (trusted.shape[0], len(at), 3, 24)
+    by_day = np.ascontiguousarray(trusted.transpose(1, 0, 2))
+    issue = np.arange(len(at))
+    shape = (3, len(at), trusted.shape[0], 24)  # day type and issue first: each step touches whole blocks
     mean, ewm, short = _Mean(shape), _Mean(shape), _Mean(shape)
-    last = np.full((3, *shape), np.nan)
-    found = np.zeros(shape, dtype=np.int64)
+    last = np.full(shape, np.nan)
     for k in range(1, _TYPE_WINDOW + 1):
-        for kind in (_WORKDAY, _SATURDAY, _SUNDAY):
-            chosen = np.flatnonzero(axis.day_type[at - k] == kind)
-            if not len(chosen):
-                continue
-            day = trusted[:, at[chosen] - k]
-            known = ~np.isnan(day)
-            value = np.where(known, day, 0.0)
-            for target, weight in ((mean, float(k <= 28)), (ewm, 0.5 ** (k / 10)), (short, 0.5 ** (k / 3))):
-                target.total[:, chosen, kind] += value * weight
-                target.weight[:, chosen, kind] += known * weight
-            rank = found[:, chosen, kind]
-            for position in range(3):
-                place = last[position][:, chosen, kind]
-                last[position][:, chosen, kind] = np.where(known & (rank == position), day, place)
-            found[:, chosen, kind] = rank + known
+        day, kind = by_day[at - k], axis.day_type[at - k]
+        known = ~np.isnan(day)
+        value = np.where(known, day, 0.0)
+        for target, weight in ((mean, float(k <= 28)), (ewm, 0.5 ** (k / 10)), (short, 0.5 ** (k / 3))):
+            if weight:
+                target.total[kind, issue] += value * weight
+                target.weight[kind, issue] += known * weight
+        newest = last[kind, issue]
+        last[kind, issue] = np.where(np.isnan(newest), day, newest)
     average = ewm.result()
     out["type_mean"] = ("kh", mean.result())
     out["type_ewm"] = ("kh", average)
     out["type_ewm_short"] = ("kh", short.result())
     out["type_ewm_hour_before"] = ("kh", _hour_shift(average, 1))
     out["type_ewm_hour_after"] = ("kh", _hour_shift(average, -1))
-    for position in range(3):
-        out[f"type_last_{position + 1}"] = ("kh", last[position])
-    work, sunday = _sum_hours(average[:, :, _WORKDAY]), _sum_hours(average[:, :, _SUNDAY])
-    out["weekend_ratio"] = ("i", _ratio(sunday, work, pseudo=20.0))
-    out["morning_share"] = ("i", _ratio(_sum_hours(average[:, :, _WORKDAY], range(7, 10)), work))
-    out["night_share"] = ("i", _ratio(_sum_hours(average[:, :, _WORKDAY], (21, 22, 23, 0, 1, 2, 3, 4)), work))
+    out["type_last_1"] = ("kh", last)
+    workday, sunday = average[_WORKDAY].transpose(1, 0, 2), average[_SUNDAY].transpose(1, 0, 2)
+    work = _sum_hours(workday)
+    out["weekend_ratio"] = ("i", _ratio(_sum_hours(sunday), work, pseudo=20.0))
+    out["morning_share"] = ("i", _ratio(_sum_hours(workday, range(7, 10)), work))
+    out["night_share"] = ("i", _ratio(_sum_hours(workday, (21, 22, 23, 0, 1, 2, 3, 4)), work))
 
 
 def _calendar_features(out: dict[str, tuple[str, Array]], axis: _Days, at: Index) -> None:
@@ -541,7 +533,7 @@ def _emit(
         "nh": i_ * 24 + h_,
         "nth": t * 24 + h_,
         "t": t,
-        "kh": ((c * n_issue + i_) * 3 + kind) * 24 + h_,
+        "kh": ((kind * n_issue + i_) * len(names) + c) * 24 + h_,
     }
     columns: dict[str, pl.Series] = {
         "service_date": pl.Series(issues, dtype=pl.Date).gather(i_),
