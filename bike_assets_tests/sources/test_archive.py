@@ -1,5 +1,6 @@
 """Reading the portal's formats: what was written is what is read, whatever the format, order or mixture."""
 
+import gzip
 import json
 import shutil
 from datetime import UTC, date, datetime, timedelta
@@ -323,6 +324,17 @@ def test_zip_of_several_exports(tmp_path: Path, city: pl.DataFrame) -> None:
         "all.zip/2023/first.csv",
         "all.zip/second.csv",
     ]
+
+
+def test_gzip_of_several_parts(tmp_path: Path, city: pl.DataFrame) -> None:
+    """Joined gzip files are a gzip file; some programs pad it with zeros."""
+    text = "".join(f"{line}\n" for line in csv_lines(city)).encode()
+    parts = [gzip.compress(text[:5_001]), gzip.compress(text[5_001:90_000]), gzip.compress(text[90_000:])]
+    path = tmp_path / "counts.csv.gz"
+    path.write_bytes(b"".join(parts) + b"\0" * 512)
+    batch = read_all(path)
+    assert_same_rows(batch, city)
+    assert batch.faults == ()
 
 
 def test_browsers_unpack_and_keep_the_name(tmp_path: Path, city: pl.DataFrame) -> None:
