@@ -12,6 +12,7 @@ import time
 from collections import OrderedDict
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
+from importlib import import_module
 from typing import Any, Protocol
 
 from bike_assets.core.bundle import BUNDLE_ID_PATTERN, Bundle, load_bundle, load_public_key
@@ -135,6 +136,7 @@ class ChampionHolder:
         self.status = PollStatus(datetime.now(UTC), error)
 
     def _poll(self) -> None:
+        import_module("catboost")  # seconds of importing that the first champion need not wait for
         while not self._stop.is_set():
             self.refresh()
             self._stop.wait(self._settings.poll_seconds)

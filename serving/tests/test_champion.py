@@ -130,6 +130,12 @@ def test_without_a_registry_the_last_good_bundle_serves(settings, refs):
     assert json.loads(settings.state_path.read_text()) == vars(refs[1])
 
 
+def test_without_a_registry_and_a_last_good_bundle_there_is_nothing_to_serve(settings):
+    holder = holding(settings, AWAY)
+    assert holder.current is None
+    assert holder.status.error == "MLflow is away"
+
+
 def test_a_named_bundle_that_is_damaged_at_the_start_leaves_the_last_good_one(settings, refs):
     holding(settings, refs[0])
     holder = holding(settings, ModelRef("bike-traffic", "3", "run", "0" * 32))
