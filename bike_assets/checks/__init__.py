@@ -1,0 +1,1 @@
+"""What is checked of tables beyond their contracts: statistical rules, freshness, quality of forecasts."""

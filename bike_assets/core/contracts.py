@@ -139,6 +139,18 @@ RAW_COUNTS = TableContract(
     ),
 )
 
+CALENDAR_HOURS = TableContract(
+    schema="bike_traffic_raw",
+    name="calendar_hours",
+    key=("ts_utc",),
+    columns=(
+        Column("service_date", pl.Date, "Local day of the hour"),
+        Column("ts_utc", UTC_TIMESTAMP, "Start of the hour"),
+        Column("local_hour", pl.Int32, "Hour of the local wall clock", minimum=0, maximum=23),
+        Column("is_repeated", pl.Boolean, "The local clock shows this hour twice on this day"),
+    ),
+)
+
 CLEANED_COUNTS = TableContract(
     schema="bike_traffic_analytics",
     name="cleaned_counts",
@@ -194,6 +206,23 @@ PREDICTIONS = TableContract(
         Column("model_name", pl.String, "Registered model"),
         Column("model_version", pl.String, "Version of the registered model"),
         Column("run_id", pl.String, "MLflow run that trained it"),
+    ),
+)
+
+
+RETRAINING_DECISIONS = TableContract(
+    schema="monitoring_audit",
+    name="retraining_decisions",
+    key=("service_date",),
+    columns=(
+        Column("service_date", pl.Date, "Day the decision was taken for"),
+        Column("retrain", pl.Boolean, "Whether a training is asked for"),
+        Column("decision", pl.String, "Row of the decision matrix that applied"),
+        Column("reasons", pl.String, "Why, in words"),
+        Column("r2", pl.Float64, "Realised R² of the champion in the window", nullable=True),
+        Column("drift_share", pl.Float64, "Share of tested columns that drifted", nullable=True, minimum=0, maximum=1),
+        Column("truth_rows", pl.Int64, "Forecast hours with truth in the window", minimum=0),
+        Column("model_version", pl.String, "Champion that was judged", nullable=True),
     ),
 )
 

@@ -1,0 +1,1 @@
+"""What starts runs in answer to events."""

@@ -1,0 +1,426 @@
+"""`features`, `trained_model`, `champion` and `predictions`: from cleaned counts to the forecast that serves."""
+
+import hashlib
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta
+from typing import Final
+
+import dagster as dg
+import polars as pl
+
+from bike_assets import tags
+from bike_assets.assets import plots
+from bike_assets.assets.metadata import sample_table, table_metadata
+from bike_assets.assets.provenance import git_commit
+from bike_assets.core.contracts import CLEANED_COUNTS, PREDICTIONS, RAW_COUNTS, features_contract
+from bike_assets.core.errors import PermanentError
+from bike_assets.core.features import FEATURE_COLUMNS, LOOKBACK_DAYS, build_features, sample_rows
+from bike_assets.core.metrics import accuracy_by_horizon
+from bike_assets.core.model import Forecaster, TrainConfig
+from bike_assets.core.promotion import (
+    PromotionDecision,
+    PromotionPolicy,
+    WindowScores,
+    decide_promotion,
+    window_score,
+)
+from bike_assets.partitions import KNOWN_AT_ISSUE, window
+from bike_assets.resources.bundles import BundleStore
+from bike_assets.resources.registry import CHALLENGER, CHAMPION, PREVIOUS, ModelRegistry, ModelVersion
+from bike_assets.resources.warehouse import DuckDBWarehouse
+from bike_assets.settings import Settings
+
+FEATURES: Final = features_contract(FEATURE_COLUMNS)
+
+CHUNK_DAYS: Final = 28
+"""Issue dates computed and written at a time: about half a million rows of a whole city."""
+
+_COUNT_COLUMNS: Final = (
+    "service_date",
+    "counter_id",
+    "ts_utc",
+    "local_hour",
+    "hourly_count",
+    "is_merged_hour",
+)
+
+
+class TrainingConfig(dg.Config):
+    """What a training may be told."""
+
+    train_until: str = ""
+    """Last local day of counts that training sees, as 2024-01-28. Default: the newest complete day."""
+
+
+def build_features_asset(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
+    """The asset `features` on the given issue dates."""
+
+    @dg.asset(
+        deps=[dg.AssetDep("cleaned_counts", partition_mapping=KNOWN_AT_ISSUE)],
+        partitions_def=partitions,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        group_name=tags.FORECASTING,
+        owners=[tags.ML_TEAM],
+        kinds={"polars", "duckdb"},
+        pool=tags.WAREHOUSE_POOL,
+        code_version="1",
+    )
+    def features(context: dg.AssetExecutionContext, warehouse: DuckDBWarehouse) -> dg.MaterializeResult:
+        """What is known about every counter and coming hour when a forecast is issued.
+
+        A row a counter, target hour and horizon day; a partition is an issue date and looks at counts of the
+        days before it only.
+        """
+        first, last = window(context)
+        counts = warehouse.read(
+            CLEANED_COUNTS,
+            first - timedelta(days=LOOKBACK_DAYS),
+            last - timedelta(days=1),
+            columns=_COUNT_COLUMNS,
+        )
+        rows = 0
+        newest = FEATURES.empty()
+        for start, end in chunks(first, last):
+            newest = build_features(counts, _days(start, end))
+            warehouse.replace(FEATURES, newest, start, end)
+            rows += newest.height
+            context.log.info(f"features of issue dates {start} to {end}: {newest.height:,} rows")
+        return dg.MaterializeResult(
+            metadata={
+                **table_metadata(FEATURES, newest.head(0)),
+                "dagster/row_count": rows,
+                "sample": sample_table(
+                    newest.select("service_date", "counter_id", "target_ts", "horizon", "mean4", "level_28d"),
+                    5,
+                ),
+                "inputs": len(FEATURE_COLUMNS),
+            }
+        )
+
+    return features
+
+
+def build_trained_model(settings: Settings) -> dg.AssetsDefinition:
+    """The asset `trained_model`, with the settings' sizes."""
+
+    @dg.asset(
+        deps=[dg.AssetDep("features", partition_mapping=dg.LastPartitionMapping())],
+        group_name=tags.FORECASTING,
+        owners=[tags.ML_TEAM],
+        kinds={"catboost", "mlflow"},
+        pool=tags.WAREHOUSE_POOL,
+        code_version="1",
+        tags={"dagster/max_runtime": "3600"},
+    )
+    def trained_model(
+        context: dg.AssetExecutionContext,
+        config: TrainingConfig,
+        warehouse: DuckDBWarehouse,
+        registry: ModelRegistry,
+    ) -> dg.MaterializeResult:
+        """The challenger: trained, measured on days it did not see, and registered in MLflow."""
+        until = date.fromisoformat(config.train_until) if config.train_until else newest_day(warehouse)
+        rows = training_rows(
+            warehouse, until, days=settings.training_days, rows=settings.training_rows, seed=settings.seed
+        )
+        # An impossible count is no truth to learn from or to be judged by.
+        truth = warehouse.read(
+            CLEANED_COUNTS, last=until, columns=("counter_id", "ts_utc", "hourly_count", "is_spike")
+        ).filter(~pl.col("is_spike"))
+        train_config = TrainConfig(
+            **({"iterations": settings.iterations} if settings.iterations else {}),
+            max_rows=settings.training_rows,
+            seed=settings.seed,
+        )
+        context.log.info(f"training on {rows.height:,} rows of features, counts up to {until}")
+        forecaster = Forecaster().fit(rows, truth, train_config)
+        accuracy = accuracy_by_horizon(
+            forecaster.holdout.drop("hourly_count"),
+            forecaster.holdout.select("counter_id", "hourly_count", ts_utc="target_ts").unique(),
+        )
+        metrics = {
+            f"holdout.day_{horizon}.{name}": value
+            for horizon, scores in accuracy.items()
+            for name, value in (
+                ("r2", scores.r2),
+                ("rmse", scores.rmse),
+                ("wape", scores.wape),
+                ("skill", scores.skill),
+            )
+            if value is not None
+        }
+        version = registry.log_training(
+            forecaster,
+            dagster_run_id=context.run.run_id,
+            params=train_config.__dict__,
+            metrics={**metrics, "training_rows": float(rows.height)},
+            tags={
+                "trained_until": until.isoformat(),
+                "trained_from": str(rows.get_column("service_date").min()),
+                "trained_at": datetime.now(UTC).isoformat(timespec="seconds"),
+                "data_hash": data_hash(warehouse, until),
+                "git_commit": git_commit(),
+                **{key: repr(value) for key, value in metrics.items() if key.endswith(("r2", "skill"))},
+            },
+            example=rows.head(100),
+        )
+        importance = forecaster.feature_importance()
+        return dg.MaterializeResult(
+            metadata={
+                "model": f"{version.name} version {version.version}",
+                "mlflow_run": dg.MetadataValue.url(registry.run_url(version.run_id)),
+                "trained_until": until.isoformat(),
+                "training_rows": rows.height,
+                "data_hash": version.tags["data_hash"],
+                "git_commit": version.tags["git_commit"],
+                "holdout_accuracy": _accuracy_table(accuracy),
+                "error_by_horizon": dg.MetadataValue.md(plots.error_by_horizon(accuracy)),
+                "feature_importance": dg.MetadataValue.md(
+                    plots.feature_importance(list(importance.items())[:20])
+                ),
+            }
+        )
+
+    return trained_model
+
+
+def build_champion(policy: PromotionPolicy) -> dg.AssetsDefinition:
+    """The asset `champion`, deciding by the given policy."""
+
+    @dg.asset(
+        deps=["trained_model"],
+        group_name=tags.FORECASTING,
+        owners=[tags.ML_TEAM],
+        kinds={"mlflow"},
+        pool=tags.WAREHOUSE_POOL,
+        code_version="1",
+    )
+    def champion(
+        context: dg.AssetExecutionContext,
+        warehouse: DuckDBWarehouse,
+        registry: ModelRegistry,
+        bundles: BundleStore,
+    ) -> dg.MaterializeResult:
+        """Who serves: the registry's alias moves to the challenger, or it does not, with reasons."""
+        challenger = registry.by_alias(CHALLENGER)
+        if challenger is None:
+            raise dg.Failure("there is no challenger; materialise trained_model first", allow_retries=False)
+        incumbent = registry.by_alias(CHAMPION)
+        if incumbent is not None and incumbent.version == challenger.version:
+            serving, reasons, decision = incumbent, ("the challenger already serves",), "unchanged"
+        else:
+            answer = judge(challenger, incumbent, registry, warehouse, policy)
+            decision, reasons = answer.decision, answer.reasons
+            promoted = challenger if answer.promote else incumbent
+            if promoted is None:
+                raise dg.Failure(
+                    f"version {challenger.version} was not promoted and nothing serves yet: {'; '.join(reasons)}",
+                    allow_retries=False,
+                )
+            serving = promoted
+        bundle_id = bundles.publish(serving, registry.load_forecaster(serving), warehouse, registry)
+        if incumbent is None or serving.version != incumbent.version:
+            if incumbent is not None:
+                registry.set_alias(PREVIOUS, incumbent)
+            registry.set_alias(CHAMPION, serving)
+        for reason in reasons:
+            context.log.info(reason)
+        return dg.MaterializeResult(
+            metadata={
+                "champion": f"{serving.name} version {serving.version}",
+                "challenger": f"{challenger.name} version {challenger.version}",
+                "decision": decision,
+                "reasons": dg.MetadataValue.md("\n".join(f"- {reason}" for reason in reasons)),
+                "bundle_id": bundle_id,
+                "mlflow_run": dg.MetadataValue.url(registry.run_url(serving.run_id)),
+            }
+        )
+
+    return champion
+
+
+def build_predictions(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
+    """The asset `predictions` on the given issue dates."""
+
+    @dg.asset(
+        deps=["features", "champion"],
+        partitions_def=partitions,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        group_name=tags.FORECASTING,
+        owners=[tags.ML_TEAM],
+        kinds={"catboost", "duckdb"},
+        pool=tags.WAREHOUSE_POOL,
+        code_version="1",
+    )
+    def predictions(
+        context: dg.AssetExecutionContext,
+        warehouse: DuckDBWarehouse,
+        registry: ModelRegistry,
+        bundles: BundleStore,
+    ) -> dg.MaterializeResult:
+        """Forecast vintages: the next seven days of every counter as the champion forecast them that morning."""
+        first, last = window(context)
+        version = registry.champion()
+        if first <= version.trained_until:
+            raise dg.Failure(
+                f"version {version.version} was trained on counts up to {version.trained_until}: a forecast issued on "
+                f"{first} would be scored on its own training; choose issue dates after that day",
+                allow_retries=False,
+            )
+        forecaster = registry.load_forecaster(version)
+        rows = 0
+        issued: list[pl.DataFrame] = []
+        for start, end in chunks(first, last):
+            forecast = forecaster.predict(warehouse.read(FEATURES, start, end)).with_columns(
+                model_name=pl.lit(version.name),
+                model_version=pl.lit(version.version),
+                run_id=pl.lit(version.run_id),
+            )
+            warehouse.replace(PREDICTIONS, forecast, start, end)
+            rows += forecast.height
+            issued = [forecast]
+        newest = issued[-1].filter(pl.col("service_date") == pl.col("service_date").max())
+        metadata = {
+            **table_metadata(PREDICTIONS, newest),
+            "dagster/row_count": dg.MetadataValue.int(rows),
+            "model": dg.MetadataValue.text(f"{version.name} version {version.version}"),
+            "mlflow_run": dg.MetadataValue.url(registry.run_url(version.run_id)),
+        }
+        counted = newest_day(warehouse)
+        if last == counted + timedelta(days=1):
+            metadata["bundle_id"] = dg.MetadataValue.text(
+                bundles.publish(version, forecaster, warehouse, registry)
+            )
+        truth = warehouse.read(
+            CLEANED_COUNTS,
+            first,
+            last + timedelta(days=6),
+            columns=("service_date", "counter_id", "ts_utc", "hourly_count"),
+        )
+        shown = _to_show(issued[-1], truth)
+        if shown is not None:
+            metadata["forecast_and_truth"] = dg.MetadataValue.md(plots.forecast_vs_truth(*shown))
+        return dg.MaterializeResult(metadata=metadata)
+
+    return predictions
+
+
+def judge(
+    challenger: ModelVersion,
+    incumbent: ModelVersion | None,
+    registry: ModelRegistry,
+    warehouse: DuckDBWarehouse,
+    policy: PromotionPolicy,
+) -> PromotionDecision:
+    """Score both models on the challenger's held-out rows that neither was trained on, and decide.
+
+    Rows the incumbent was trained on are left out for both, so a young incumbent is judged on fewer days.
+    """
+    holdout = registry.load_holdout(challenger)
+    ours = holdout.select(day=_local_day(), truth="hourly_count", forecast="forecast")
+    if incumbent is None:
+        score = window_score(ours)
+        return decide_promotion(WindowScores(score, score), None, policy)
+    both = holdout.filter(_local_day() > incumbent.trained_until)
+    keys = ["service_date", "counter_id", "target_ts"]
+    if both.is_empty():
+        empty = window_score(ours.head(0))
+        return decide_promotion(
+            WindowScores(window_score(ours), empty), WindowScores(window_score(ours), empty), policy
+        )
+    first, last = both["service_date"].min(), both["service_date"].max()
+    inputs = warehouse.read(FEATURES, first, last).join(both.select(keys), on=keys, how="semi")  # type: ignore[arg-type]
+    theirs = registry.load_forecaster(incumbent).predict(inputs).select(*keys, theirs="forecast")
+    joined = both.join(theirs, on=keys, how="inner").with_columns(day=_local_day())
+    new = window_score(joined.select("day", truth="hourly_count", forecast="forecast"))
+    old = window_score(joined.select("day", truth="hourly_count", forecast="theirs"))
+    return decide_promotion(WindowScores(new, new), WindowScores(old, old), policy)
+
+
+def _local_day() -> pl.Expr:
+    # The local day of a target follows from issue date and horizon, without any time-zone rule.
+    return pl.col("service_date") + pl.duration(days=pl.col("horizon") - 1)
+
+
+def chunks(first: date, last: date) -> Iterator[tuple[date, date]]:
+    """The range in pieces of `CHUNK_DAYS`, each with both ends included."""
+    start = first
+    while start <= last:
+        end = min(start + timedelta(days=CHUNK_DAYS - 1), last)
+        yield start, end
+        start = end + timedelta(days=1)
+
+
+def _days(first: date, last: date) -> list[date]:
+    return [first + timedelta(days=offset) for offset in range((last - first).days + 1)]
+
+
+def newest_day(warehouse: DuckDBWarehouse) -> date:
+    """The newest local day with cleaned counts.
+
+    Raises:
+        PermanentError: there are none yet.
+    """
+    if warehouse.exists(CLEANED_COUNTS):
+        newest = warehouse.query(f"SELECT max(service_date) FROM {CLEANED_COUNTS.relation}").item()  # noqa: S608
+        if isinstance(newest, date):
+            return newest
+    raise PermanentError("there are no cleaned counts yet; materialise raw_counts and cleaned_counts first")
+
+
+def training_rows(
+    warehouse: DuckDBWarehouse, until: date, *, days: int, rows: int, seed: int
+) -> pl.DataFrame:
+    """A sample of the features issued in the `days` up to `until`, about `rows` of them.
+
+    Rows are chosen by a hash of what they are about, so the same data gives the same sample in any order.
+    """
+    first = until - timedelta(days=days - 1)
+    total = 0
+    if warehouse.exists(FEATURES):
+        total = warehouse.query(
+            f"SELECT count(*) FROM {FEATURES.relation} WHERE service_date BETWEEN ? AND ?",  # noqa: S608
+            [first, until],
+        ).item()
+    if not total:
+        raise PermanentError(
+            f"there are no features of issue dates up to {until}; materialise features first"
+        )
+    share = min(1.0, rows / total)
+    parts = [
+        sample_rows(warehouse.read(FEATURES, start, end, order=False), share, seed)
+        for start, end in chunks(first, until)
+    ]
+    return pl.concat(parts).sort("service_date", "counter_id", "target_ts")
+
+
+def data_hash(warehouse: DuckDBWarehouse, until: date) -> str:
+    """SHA-256 over the content hashes of all raw partitions up to a day: what the model was trained on."""
+    hashes = warehouse.query(
+        f"SELECT DISTINCT service_date, content_hash FROM {RAW_COUNTS.relation} "  # noqa: S608
+        "WHERE service_date <= ? ORDER BY service_date, content_hash",
+        [until],
+    )
+    return hashlib.sha256(hashes.write_csv().encode()).hexdigest()
+
+
+def _accuracy_table(accuracy: object) -> dg.MetadataValue:
+    assert isinstance(accuracy, dict)  # noqa: S101
+    return sample_table(
+        pl.DataFrame([{"horizon": horizon, **vars(scores)} for horizon, scores in accuracy.items()])
+    )
+
+
+def _to_show(forecast: pl.DataFrame, truth: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, str] | None:
+    """The busiest counter's forecast for the plot, with what truth there is."""
+    if forecast.is_empty():
+        return None
+    busiest = (
+        forecast.group_by("counter_id")
+        .agg(pl.col("forecast").sum())
+        .sort("forecast", "counter_id")["counter_id"][-1]
+    )
+    days = sorted(forecast["service_date"].unique())
+    complete = [day for day in days if day + timedelta(days=6) <= (truth["service_date"].max() or day)]
+    day = (complete or days)[-1]
+    return forecast.filter(service_date=day), truth, busiest

@@ -1,0 +1,118 @@
+"""`raw_counts`: the rows of the source, as it gave them."""
+
+import hashlib
+from datetime import UTC, date, datetime, timedelta
+
+import dagster as dg
+import polars as pl
+
+from bike_assets import tags
+from bike_assets.assets.metadata import sample_table, table_metadata
+from bike_assets.core.calendar import hours_of_day, local_columns
+from bike_assets.core.contracts import CALENDAR_HOURS, RAW_COUNTS
+from bike_assets.core.errors import PermanentError
+from bike_assets.partitions import window
+from bike_assets.resources.source import CountsSourceResource
+from bike_assets.resources.warehouse import DuckDBWarehouse
+from bike_assets.sources.base import SourceBatch
+
+
+def build_raw_counts(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
+    """The asset on the given service days."""
+
+    @dg.asset(
+        partitions_def=partitions,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        group_name=tags.INGESTION,
+        owners=[tags.DATA_TEAM],
+        kinds={"polars", "duckdb"},
+        pool=tags.WAREHOUSE_POOL,
+        code_version="1",
+    )
+    def raw_counts(
+        context: dg.AssetExecutionContext, source: CountsSourceResource, warehouse: DuckDBWarehouse
+    ) -> dg.MaterializeResult:
+        """Hourly counts as the source published them, a partition a local day.
+
+        Late corrections replace their partition; one whose content did not change is left as it was. What
+        could not be read is set aside and shown, never dropped silently.
+        """
+        first, last = window(context)
+        batch = source.read(first, last)
+        for fault in batch.faults:
+            context.log.warning(fault.line())
+        rows, changed = store(warehouse, batch, first, last, now=datetime.now(UTC))
+        per_day = rows.height / ((last - first).days + 1)
+        return dg.MaterializeResult(
+            metadata={
+                **table_metadata(RAW_COUNTS, rows),
+                "rows_per_day": per_day,
+                "counters": rows.get_column("counter_id").n_unique(),
+                "changed_partitions": changed,
+                "rows_set_aside": batch.rejected.height,
+                "set_aside": sample_table(batch.rejected),
+                "faults": dg.MetadataValue.md(
+                    "\n".join(f"- {fault.line()}" for fault in batch.faults) or "none"
+                ),
+            }
+        )
+
+    return raw_counts
+
+
+def store(
+    warehouse: DuckDBWarehouse, batch: SourceBatch, first: date, last: date, *, now: datetime
+) -> tuple[pl.DataFrame, int]:
+    """Write a batch to `raw_counts`, with the local calendar of its days beside it.
+
+    Args:
+        warehouse: where to.
+        batch: the source's rows of the days from `first` to `last`.
+        first: first partition.
+        last: last partition, included.
+        now: what `ingested_at` says of partitions that are new or changed.
+
+    Returns:
+        The rows of the range as they stand now, and how many partitions changed.
+
+    Raises:
+        ContractError: the rows break the contract. Nothing is written.
+    """
+    hashes = content_hashes(batch.counts)
+    known = warehouse.read(
+        RAW_COUNTS, first, last, columns=["service_date", "content_hash", "ingested_at"], order=False
+    ).unique()
+    rows = (
+        batch.counts.join(hashes, on="service_date", how="left")
+        .join(known, on=["service_date", "content_hash"], how="left")
+        .with_columns(pl.col("ingested_at").fill_null(pl.lit(now)))
+    )
+    before = dict(known.select("service_date", "content_hash").iter_rows())
+    after = dict(hashes.iter_rows())
+    changed = sum(before.get(day) != after.get(day) for day in before.keys() | after.keys())
+    warehouse.replace(CALENDAR_HOURS, calendar_hours(first, last), first, last)
+    if changed:
+        warehouse.replace(RAW_COUNTS, rows, first, last)
+    return rows, changed
+
+
+def content_hashes(counts: pl.DataFrame) -> pl.DataFrame:
+    """SHA-256 of each day's rows: columns `service_date`, `content_hash`. Row order is the source's own."""
+    days = counts.partition_by("service_date", as_dict=True, maintain_order=True)
+    digests = {day: hashlib.sha256(rows.write_csv().encode()).hexdigest() for (day,), rows in days.items()}
+    return pl.DataFrame(
+        {"service_date": list(digests), "content_hash": list(digests.values())},
+        schema={"service_date": pl.Date, "content_hash": pl.String},
+    )
+
+
+def calendar_hours(first: date, last: date) -> pl.DataFrame:
+    """Every hour of the local days from `first` to `last`: 23, 24 or 25 rows a day, as CALENDAR_HOURS."""
+    if last < first:
+        raise PermanentError(f"{last} lies before {first}; give the earlier day first")
+    days = [first + timedelta(days=offset) for offset in range((last - first).days + 1)]
+    hours = [(day, hour) for day in days for hour in hours_of_day(day)]
+    frame = pl.DataFrame(
+        hours, schema={"service_date": pl.Date, "ts_utc": pl.Datetime("us", "UTC")}, orient="row"
+    )
+    return local_columns(frame).with_columns(is_repeated=pl.len().over("service_date", "local_hour") > 1)

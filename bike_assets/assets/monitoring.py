@@ -1,0 +1,214 @@
+"""`drift_report` and `retraining_decision`: is the world still the one the champion learned, and what follows."""
+
+import json
+from dataclasses import dataclass
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import polars as pl
+
+from bike_assets import tags
+from bike_assets.assets import plots
+from bike_assets.assets.evidently_report import drift_report as evidently_report
+from bike_assets.assets.metadata import sample_table, table_metadata
+from bike_assets.core.contracts import CLEANED_COUNTS, RETRAINING_DECISIONS
+from bike_assets.core.drift import YEAR_DAYS, per_counter_drift, reference_days
+from bike_assets.core.profile import PROFILE_COLUMNS, daily_profile
+from bike_assets.core.retraining import RetrainingDecision, RetrainingPolicy, decide_retraining
+from bike_assets.resources.registry import CHAMPION, ModelRegistry
+from bike_assets.resources.warehouse import DuckDBWarehouse
+from bike_assets.settings import Settings
+
+REPORT_HTML = "drift.html"
+REPORT_JSON = "drift.json"
+
+
+def build_drift_report(settings: Settings, partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
+    """The asset `drift_report` on the given issue dates."""
+    days = settings.drift_days
+    looks_at = dg.TimeWindowPartitionMapping(
+        start_offset=-days, end_offset=-1, allow_nonexistent_upstream_partitions=True
+    )
+
+    @dg.asset(
+        deps=[dg.AssetDep("cleaned_counts", partition_mapping=looks_at), "predictions"],
+        partitions_def=partitions,
+        group_name=tags.MONITORING,
+        owners=[tags.ML_TEAM],
+        kinds={"evidently"},
+        pool=tags.WAREHOUSE_POOL,
+        code_version="1",
+    )
+    def drift_report(
+        context: dg.AssetExecutionContext, warehouse: DuckDBWarehouse, registry: ModelRegistry
+    ) -> dg.MaterializeResult:
+        """The last four weeks of counts against the same season before them, column by column and counter by counter.
+
+        A report that cannot be made fails: no report is never taken for no drift.
+        """
+        issue_date = date.fromisoformat(context.partition_key)
+        current, reference, kind = drift_windows(warehouse, issue_date, days)
+        folder = report_folder(settings, issue_date)
+        summary = evidently_report(
+            current=daily_profile(current),
+            reference=daily_profile(reference),
+            columns=PROFILE_COLUMNS,
+            html_path=folder / REPORT_HTML,
+            json_path=folder / REPORT_JSON,
+        )
+        counters = per_counter_drift(current=current, reference=reference)
+        url = registry.log_report("drift report", issue_date, [folder / REPORT_HTML, folder / REPORT_JSON])
+        return dg.MaterializeResult(
+            metadata={
+                "report": dg.MetadataValue.url(url),
+                "report_html": dg.MetadataValue.path(folder / REPORT_HTML),
+                "report_json": dg.MetadataValue.path(folder / REPORT_JSON),
+                "drift_share": summary.share if summary.share is not None else "nothing testable",
+                "drifted": ", ".join(summary.drifted) or "none",
+                "drifted_columns": dg.MetadataValue.md(plots.drifted_columns(summary)),
+                "reference": f"{kind}: {reference['service_date'].min()} to {reference['service_date'].max()}",
+                "dagster/row_count": summary.n_current,
+                "counters": sample_table(counters),
+                "drifted_counters": int(counters.get_column("drifted").fill_null(False).sum()),
+            }
+        )
+
+    return drift_report
+
+
+def build_retraining_decision(
+    settings: Settings, policy: RetrainingPolicy, partitions: dg.PartitionsDefinition[str]
+) -> dg.AssetsDefinition:
+    """The asset `retraining_decision` on the given issue dates, by the given policy."""
+
+    @dg.asset(
+        deps=["drift_report", "forecast_accuracy"],
+        partitions_def=partitions,
+        group_name=tags.MONITORING,
+        owners=[tags.ML_TEAM],
+        kinds={"duckdb"},
+        pool=tags.WAREHOUSE_POOL,
+        code_version="1",
+    )
+    def retraining_decision(
+        context: dg.AssetExecutionContext, warehouse: DuckDBWarehouse, registry: ModelRegistry
+    ) -> dg.MaterializeResult:
+        """The decision matrix applied to the champion's realised accuracy and the drift; one audit row a day."""
+        issue_date = date.fromisoformat(context.partition_key)
+        champion = registry.by_alias(CHAMPION)
+        share = reported_drift(settings, issue_date)["share"]
+        truth = realised(warehouse, issue_date, settings.drift_days, champion.version if champion else None)
+        answer = decide_retraining(
+            truth.r2,
+            share,
+            n_truth_rows=truth.rows,
+            n_truth_days=truth.days,
+            days_since_training=(issue_date - champion.trained_until).days if champion else None,
+            policy=policy,
+        )
+        row = decision_row(issue_date, answer, champion.version if champion else None)
+        warehouse.replace(RETRAINING_DECISIONS, row, issue_date, issue_date)
+        return dg.MaterializeResult(
+            metadata={
+                **table_metadata(RETRAINING_DECISIONS, row),
+                "retrain": answer.retrain,
+                "decision": answer.decision,
+                "reasons": "; ".join(answer.reasons),
+            }
+        )
+
+    return retraining_decision
+
+
+@dataclass(frozen=True)
+class Realised:
+    """How good the forecasts were whose truth has arrived: R² over all hours, hours and days of truth."""
+
+    r2: float | None
+    rows: int
+    days: int
+
+
+def drift_windows(
+    warehouse: DuckDBWarehouse, issue_date: date, days: int
+) -> tuple[pl.DataFrame, pl.DataFrame, str]:
+    """Cleaned counts of the window before an issue date and of its same-season reference, and the reference's kind.
+
+    Raises:
+        Failure: one of the two has no counts.
+    """
+    first, last = issue_date - timedelta(days=days), issue_date - timedelta(days=1)
+    history = warehouse.read(CLEANED_COUNTS, first - timedelta(days=YEAR_DAYS + 14), last)
+    current = history.filter(pl.col("service_date") >= first)
+    if current.is_empty():
+        raise dg.Failure(
+            f"no counts from {first} to {last}; materialise cleaned_counts of those days first",
+            allow_retries=False,
+        )
+    reference = reference_days(
+        current_days=current["service_date"].unique().to_list(),
+        available_days=history["service_date"].unique().to_list(),
+    )
+    if reference.kind == "none":
+        raise dg.Failure(
+            f"no counts of the same season before {first} to compare with; materialise earlier cleaned_counts first",
+            allow_retries=False,
+        )
+    return current, history.filter(pl.col("service_date").is_in(reference.days)), reference.kind
+
+
+def report_folder(settings: Settings, issue_date: date) -> Path:
+    """Where the reports of an issue date stand."""
+    return settings.reports_dir / issue_date.isoformat()
+
+
+def reported_drift(settings: Settings, issue_date: date) -> dict[str, Any]:
+    """What the drift report of an issue date found: at least `share` (None: nothing testable) and `drifted`.
+
+    Raises:
+        Failure: there is no report of that day.
+    """
+    path = report_folder(settings, issue_date) / REPORT_JSON
+    if not path.exists():
+        raise dg.Failure(
+            f"there is no drift report of {issue_date}; materialise drift_report first", allow_retries=False
+        )
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def realised(warehouse: DuckDBWarehouse, issue_date: date, days: int, model_version: str | None) -> Realised:
+    """The champion's realised accuracy on the days before an issue date, all horizons together."""
+    row = warehouse.query(
+        """
+        SELECT sum(hours) AS hours, count(DISTINCT service_date) AS days, sum(truth_sum) AS total,
+               sum(truth_square_sum) AS squares, sum(squared_error_sum) AS errors
+        FROM bike_traffic_analytics.forecast_accuracy
+        WHERE model_version = ? AND service_date >= ? AND service_date < ?
+        """,
+        [model_version, issue_date - timedelta(days=days), issue_date],
+    ).row(0, named=True)
+    if not row["hours"]:
+        return Realised(None, 0, 0)
+    spread = float(row["squares"]) - float(row["total"]) ** 2 / float(row["hours"])
+    r2 = 1 - float(row["errors"]) / spread if spread > 0 else None
+    return Realised(r2, int(row["hours"]), int(row["days"]))
+
+
+def decision_row(issue_date: date, answer: RetrainingDecision, version: str | None) -> pl.DataFrame:
+    """The audit row of a decision, as RETRAINING_DECISIONS."""
+    return pl.DataFrame(
+        {
+            "service_date": [issue_date],
+            "retrain": [answer.retrain],
+            "decision": [answer.decision],
+            "reasons": ["; ".join(answer.reasons)],
+            "r2": [answer.r2],
+            "drift_share": [answer.drift_share],
+            "truth_rows": [answer.n_truth_rows],
+            "model_version": [version],
+        },
+        schema=RETRAINING_DECISIONS.polars_schema,
+    )

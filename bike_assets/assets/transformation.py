@@ -1,0 +1,143 @@
+"""The dbt models as assets: `cleaned_counts` a partition a day, `counters` and `forecast_accuracy` whole."""
+
+import json
+from collections.abc import Iterator, Mapping
+from datetime import date
+from typing import Any
+
+import dagster as dg
+from dagster_dbt import (
+    DagsterDbtTranslator,
+    DagsterDbtTranslatorSettings,
+    DbtCliResource,
+    DbtProject,
+    dbt_assets,
+)
+
+from bike_assets import tags
+from bike_assets.assets.metadata import sample_table, table_schema
+from bike_assets.core.contracts import CLEANED_COUNTS, COUNTERS, TableContract
+from bike_assets.core.errors import ContractError
+from bike_assets.partitions import window
+from bike_assets.resources.warehouse import DuckDBWarehouse
+
+_MONITORING_MODELS = ("forecast_accuracy",)
+
+
+class BikeTranslator(DagsterDbtTranslator):
+    """Keys are the model's name alone; groups and owners are those of the platform."""
+
+    def get_asset_spec(
+        self, manifest: Mapping[str, Any], unique_id: str, project: DbtProject | None
+    ) -> dg.AssetSpec:
+        """The spec dagster-dbt makes, with our key, group, owner and kinds."""
+        spec = super().get_asset_spec(manifest, unique_id, project)
+        if unique_id not in manifest["nodes"]:
+            return spec  # a source: an asset made elsewhere
+        name = spec.key.path[-1]
+        monitoring = name in _MONITORING_MODELS
+        return spec.replace_attributes(
+            key=dg.AssetKey(name),
+            group_name=tags.MONITORING if monitoring else tags.CLEANING,
+            owners=[tags.ML_TEAM if monitoring else tags.DATA_TEAM],
+            kinds={"dbt", "duckdb"},
+            description=manifest["nodes"][unique_id]["description"],
+            code_version=manifest["nodes"][unique_id]["checksum"]["checksum"][:12],
+        )
+
+
+def partition_vars(first: date, last: date) -> dict[str, str]:
+    """The dbt variables that limit a build to some partitions, both ends included."""
+    return {"first_date": first.isoformat(), "last_date": last.isoformat()}
+
+
+def build_dbt_assets(
+    project: DbtProject, partitions: dg.PartitionsDefinition[str]
+) -> list[dg.AssetsDefinition]:
+    """The dbt models: one partitioned group, two that are built whole."""
+    # raw_counts writes two tables: the counts and the calendar of their hours.
+    translator = BikeTranslator(DagsterDbtTranslatorSettings(enable_duplicate_source_asset_keys=True))
+
+    @dbt_assets(
+        manifest=project.manifest_path,
+        select="cleaned_counts",
+        name="dbt_cleaned_counts",
+        partitions_def=partitions,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        dagster_dbt_translator=translator,
+        project=project,
+        pool=tags.WAREHOUSE_POOL,
+    )
+    def dbt_cleaned_counts(
+        context: dg.AssetExecutionContext, dbt: DbtCliResource, warehouse: DuckDBWarehouse
+    ) -> Iterator[Any]:
+        first, last = window(context)
+        arguments = ["build", "--vars", json.dumps(partition_vars(first, last))]
+        yield from _described(
+            dbt.cli(arguments, context=context).stream(),
+            warehouse,
+            {"cleaned_counts": CLEANED_COUNTS},
+            first,
+            last,
+        )
+
+    @dbt_assets(
+        manifest=project.manifest_path,
+        select="counters",
+        name="dbt_counters",
+        dagster_dbt_translator=translator,
+        project=project,
+        pool=tags.WAREHOUSE_POOL,
+    )
+    def dbt_counters(
+        context: dg.AssetExecutionContext, dbt: DbtCliResource, warehouse: DuckDBWarehouse
+    ) -> Iterator[Any]:
+        yield from _described(
+            dbt.cli(["build"], context=context).stream(), warehouse, {"counters": COUNTERS}, None, None
+        )
+
+    @dbt_assets(
+        manifest=project.manifest_path,
+        select="forecast_accuracy",
+        name="dbt_forecast_accuracy",
+        dagster_dbt_translator=translator,
+        project=project,
+        pool=tags.WAREHOUSE_POOL,
+    )
+    def dbt_forecast_accuracy(context: dg.AssetExecutionContext, dbt: DbtCliResource) -> Iterator[Any]:
+        yield from dbt.cli(["build"], context=context).stream()
+
+    return [dbt_cleaned_counts, dbt_counters, dbt_forecast_accuracy]
+
+
+def _described(
+    events: Iterator[Any],
+    warehouse: DuckDBWarehouse,
+    contracts: Mapping[str, TableContract],
+    first: date | None,
+    last: date | None,
+) -> Iterator[Any]:
+    """dbt's events, with row count and sample added; a table that breaks its contract fails before it counts.
+
+    The events are collected first, because dbt holds the warehouse open while it streams.
+    """
+    for event in list(events):
+        contract = contracts.get(getattr(event, "asset_key", dg.AssetKey("")).path[-1])
+        if contract is None or not isinstance(
+            event, dg.Output | dg.AssetMaterialization | dg.MaterializeResult
+        ):
+            yield event
+            continue
+        rows = warehouse.read(contract, first, last) if first else warehouse.read(contract)
+        try:
+            contract.check(rows)
+        except ContractError as error:
+            raise dg.Failure(str(error), allow_retries=False) from error
+        yield event.with_metadata(
+            {
+                **dict(event.metadata),
+                "dagster/row_count": dg.MetadataValue.int(rows.height),
+                "dagster/column_schema": dg.MetadataValue.table_schema(table_schema(contract)),
+                "sample": sample_table(rows),
+            }
+        )

@@ -1,0 +1,108 @@
+"""The one assembly function: every asset, check, job, schedule, sensor and resource, put together from settings."""
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+from dagster_dbt import DbtCliResource, DbtProject
+
+from bike_assets.assets.forecasting import (
+    build_champion,
+    build_features_asset,
+    build_predictions,
+    build_trained_model,
+)
+from bike_assets.assets.ingestion import build_raw_counts
+from bike_assets.assets.monitoring import build_drift_report, build_retraining_decision
+from bike_assets.assets.transformation import build_dbt_assets
+from bike_assets.checks.asset_checks import build_asset_checks
+from bike_assets.core.errors import PermanentError
+from bike_assets.core.promotion import PromotionPolicy
+from bike_assets.core.retraining import RetrainingPolicy
+from bike_assets.jobs import JOBS
+from bike_assets.partitions import service_days
+from bike_assets.resources.bundles import BundleStore
+from bike_assets.resources.registry import ModelRegistry
+from bike_assets.resources.source import CountsSourceResource
+from bike_assets.resources.warehouse import DuckDBWarehouse
+from bike_assets.schedules import build_schedules
+from bike_assets.sensors.retraining import build_retraining_sensor
+from bike_assets.settings import Settings
+
+
+def build_defs(settings: Settings, resource_overrides: Mapping[str, Any] | None = None) -> dg.Definitions:
+    """Everything Dagster loads.
+
+    Args:
+        settings: where things are and how they decide.
+        resource_overrides: resources to use in the place of those the settings name, by their key.
+
+    Raises:
+        PermanentError: the environment has no warehouse of its own yet.
+    """
+    partitions = service_days(settings.partitions_start)
+    project = dbt_project(settings)
+    return dg.Definitions(
+        assets=[
+            build_raw_counts(partitions),
+            *build_dbt_assets(project, partitions),
+            build_features_asset(partitions),
+            build_trained_model(settings),
+            build_champion(PromotionPolicy()),
+            build_predictions(partitions),
+            build_drift_report(settings, partitions),
+            build_retraining_decision(settings, RetrainingPolicy(), partitions),
+        ],
+        asset_checks=build_asset_checks(settings),
+        jobs=JOBS,
+        schedules=build_schedules(settings, partitions),
+        sensors=[build_retraining_sensor(settings)],
+        resources={**build_resources(settings, project), **(resource_overrides or {})},
+    )
+
+
+def build_resources(settings: Settings, project: DbtProject) -> dict[str, Any]:
+    """The resources of an environment, by the key under which assets ask for them."""
+    if settings.env == "prod":
+        raise PermanentError(
+            "BIKE_ENV=prod needs the BigQuery warehouse, which this release does not have; use local or compose"
+        )
+    return {
+        "warehouse": DuckDBWarehouse(path=str(settings.warehouse_path)),
+        "source": CountsSourceResource.from_settings(settings),
+        "registry": ModelRegistry.from_settings(settings),
+        "bundles": BundleStore(bundles_dir=str(settings.bundles_dir), keys_dir=str(settings.keys_dir)),
+        "dbt": DbtCliResource(
+            project_dir=project,
+            profiles_dir=str(settings.dbt_project_dir),
+        ),
+    }
+
+
+def dbt_project(settings: Settings) -> DbtProject:
+    """The dbt project with its manifest, made on a laptop when a model is newer; images carry it ready.
+
+    dbt reads the warehouse's place from the environment, so that its profile holds no path. It is looked for on
+    PATH, where it need not be when this interpreter's environment is not activated.
+    """
+    beside_python = str(Path(sys.executable).parent)
+    if beside_python not in os.environ.get("PATH", "").split(os.pathsep):
+        os.environ["PATH"] = os.pathsep.join([beside_python, os.environ.get("PATH", "")])
+    os.environ["BIKE_WAREHOUSE"] = str(settings.warehouse_path)
+    project = DbtProject(project_dir=settings.dbt_project_dir, profiles_dir=settings.dbt_project_dir)
+    if (
+        not project.manifest_path.exists()
+        or _newest_change(settings.dbt_project_dir) > project.manifest_path.stat().st_mtime
+    ):
+        project.preparer.prepare(project)
+    return project
+
+
+def _newest_change(folder: Path) -> float:
+    sources = [
+        path for pattern in ("*.sql", "*.yml") for path in folder.rglob(pattern) if "target" not in path.parts
+    ]
+    return max(path.stat().st_mtime for path in sources)

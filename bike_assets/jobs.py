@@ -1,0 +1,33 @@
+"""The jobs people and schedules start. A job is a selection of assets; their checks come with them."""
+
+from typing import Final
+
+import dagster as dg
+
+INGEST: Final = dg.define_asset_job(
+    "ingest",
+    selection=dg.AssetSelection.assets("raw_counts", "cleaned_counts"),
+    description="Fetch and clean the counts of some days; run it again for late corrections",
+)
+PREDICT: Final = dg.define_asset_job(
+    "predict",
+    selection=dg.AssetSelection.assets("features", "predictions"),
+    description="Compute features and forecast the seven days from an issue date",
+)
+DESCRIBE: Final = dg.define_asset_job(
+    "describe",
+    selection=dg.AssetSelection.assets("counters", "forecast_accuracy"),
+    description="Rebuild the tables about counters and about realised errors",
+)
+RETRAIN: Final = dg.define_asset_job(
+    "retrain",
+    selection=dg.AssetSelection.assets("trained_model", "champion"),
+    description="Train a challenger and decide whether it becomes champion",
+)
+MONITOR: Final = dg.define_asset_job(
+    "monitor",
+    selection=dg.AssetSelection.assets("drift_report", "retraining_decision"),
+    description="Report drift and decide whether to retrain",
+)
+
+JOBS: Final = (INGEST, DESCRIBE, PREDICT, RETRAIN, MONITOR)

@@ -1,0 +1,70 @@
+"""The folder of champion bundles, which the REST service reads."""
+
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import dagster as dg
+
+from bike_assets.core.bundle import ISSUE_DAYS, BundleInfo, load_or_create_keys, write_bundle
+from bike_assets.core.contracts import CLEANED_COUNTS, COUNTERS
+from bike_assets.core.errors import PermanentError
+from bike_assets.core.features import LOOKBACK_DAYS
+from bike_assets.core.model import Forecaster
+from bike_assets.resources.registry import ModelRegistry, ModelVersion
+from bike_assets.resources.warehouse import DuckDBWarehouse
+
+BUNDLE_TAG = "bundle_id"
+"""Tag of a model version that names the bundle to serve. The service reads it."""
+
+
+class BundleStore(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """Writes signed bundles into a folder."""
+
+    bundles_dir: str
+    keys_dir: str
+
+    def publish(
+        self,
+        version: ModelVersion,
+        forecaster: Forecaster,
+        warehouse: DuckDBWarehouse,
+        registry: ModelRegistry,
+    ) -> str:
+        """Write the bundle of a version with the newest counts, and name it in the registry.
+
+        The bundle is whole on disk before the registry names it, so the service never looks for one that is
+        not there. The same model and counts give the same bundle.
+
+        Returns:
+            The bundle's id.
+        """
+        newest = warehouse.query(f"SELECT max(service_date) AS day FROM {CLEANED_COUNTS.relation}").item()  # noqa: S608
+        if newest is None:
+            raise PermanentError(
+                "there are no cleaned counts to forecast from; materialise cleaned_counts first"
+            )
+        context = warehouse.read(CLEANED_COUNTS, newest - timedelta(days=LOOKBACK_DAYS + ISSUE_DAYS), newest)
+        path = write_bundle(
+            Path(self.bundles_dir),
+            forecaster,
+            context,
+            BundleInfo(
+                model_name=version.name,
+                model_version=version.version,
+                run_id=version.run_id,
+                git_commit=version.tags["git_commit"],
+                data_hash=version.tags["data_hash"],
+                trained_until=version.trained_until,
+                metrics={
+                    key.removeprefix("holdout."): float(value)
+                    for key, value in version.tags.items()
+                    if key.startswith("holdout.")
+                },
+                # When the model was trained and not when this was written: the same content is the same bundle.
+                created_at=datetime.fromisoformat(version.tags["trained_at"]),
+            ),
+            load_or_create_keys(Path(self.keys_dir)).signing_key,
+            warehouse.read(COUNTERS),
+        )
+        registry.tag_version(version, BUNDLE_TAG, path.name)
+        return path.name

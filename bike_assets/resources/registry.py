@@ -1,0 +1,238 @@
+"""MLflow: training runs, the model registry and its aliases.
+
+Belongs here: everything that talks to MLflow. Runs are found by tag and handed on as ids, never as open handles,
+because steps run in processes of their own and may be retried. Does not belong here: which model is better (see
+`bike_assets.core.promotion`).
+"""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import dagster as dg
+import polars as pl
+
+from bike_assets.core.errors import PermanentError
+from bike_assets.core.features import FEATURE_COLUMNS
+from bike_assets.core.model import Forecaster
+from bike_assets.settings import Settings
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+EXPERIMENT: Final = "bike-traffic"
+CHAMPION: Final = "champion"
+CHALLENGER: Final = "challenger"
+PREVIOUS: Final = "previous"
+_FORECASTER_DIR: Final = "forecaster"
+_HOLDOUT: Final = "holdout.parquet"
+_RUN_TAG: Final = "bike.dagster_run_id"
+_REPORT_TAG: Final = "bike.report"
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """One version in the registry."""
+
+    name: str
+    version: str
+    run_id: str
+    tags: Mapping[str, str]
+
+    @property
+    def trained_until(self) -> date:
+        """Last local day of counts that the training saw."""
+        return date.fromisoformat(self.tags["trained_until"])
+
+
+class ModelRegistry(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """MLflow's tracking store and registry. MLflow takes seconds to import, so only using it does."""
+
+    tracking_uri: str
+    artifacts_dir: str
+    ui_url: str
+    model_name: str
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> "ModelRegistry":
+        """The registry that the settings name."""
+        return cls(
+            tracking_uri=settings.tracking_uri,
+            artifacts_dir=str(settings.artifacts_dir),
+            ui_url=settings.mlflow_ui_url,
+            model_name=settings.model_name,
+        )
+
+    def client(self) -> "MlflowClient":
+        """A client of the tracking store and the registry."""
+        import mlflow
+
+        mlflow.set_tracking_uri(self.tracking_uri)
+        return mlflow.MlflowClient()
+
+    def log_training(
+        self,
+        forecaster: Forecaster,
+        *,
+        dagster_run_id: str,
+        params: Mapping[str, Any],
+        metrics: Mapping[str, float],
+        tags: Mapping[str, str],
+        example: pl.DataFrame,
+    ) -> ModelVersion:
+        """Log a training and register its model as challenger. Doing it twice for one Dagster run is harmless.
+
+        Args:
+            forecaster: the fitted model.
+            dagster_run_id: finds the MLflow run again when the step is retried.
+            params: settings of the training.
+            metrics: measured on held-out days, never on rows of the training.
+            tags: provenance: data hash, git commit, training window.
+            example: a few rows of features, from which the signature is drawn.
+
+        Returns:
+            The registered version, with alias `challenger`.
+        """
+        import mlflow
+        from mlflow.models import infer_signature
+
+        client = self.client()
+        experiment_id = self._experiment(client)
+        found = client.search_runs([experiment_id], f"tags.`{_RUN_TAG}` = '{dagster_run_id}'", max_results=1)
+        if found and (done := self._version_of(client, found[0].info.run_id)):
+            return done
+        run_id = found[0].info.run_id if found else None
+        with mlflow.start_run(run_id=run_id, experiment_id=None if run_id else experiment_id) as run:
+            mlflow.set_tags({_RUN_TAG: dagster_run_id, **tags})
+            mlflow.log_params(dict(params))
+            mlflow.log_metrics(dict(metrics))
+            with tempfile.TemporaryDirectory() as folder:
+                forecaster.save(Path(folder))
+                mlflow.log_artifacts(folder, _FORECASTER_DIR)
+                forecaster.holdout.write_parquet(Path(folder) / _HOLDOUT)
+                mlflow.log_artifact(str(Path(folder) / _HOLDOUT))
+            inputs = example.select(FEATURE_COLUMNS).cast(pl.Float64).to_pandas()
+            model = mlflow.catboost.log_model(
+                forecaster.catboost,
+                name="model",
+                signature=infer_signature(inputs, forecaster.catboost.predict(inputs)),
+                pip_requirements=["catboost"],
+            )
+        self._ensure_model(client)
+        version = client.create_model_version(
+            self.model_name, source=model.model_uri, run_id=run.info.run_id, tags=dict(tags)
+        )
+        client.set_registered_model_alias(self.model_name, CHALLENGER, version.version)
+        return _version(client.get_model_version(self.model_name, version.version))
+
+    def load_forecaster(self, version: ModelVersion) -> Forecaster:
+        """The fitted model of a version, from the artifacts of its run."""
+        import mlflow
+
+        self.client()
+        with tempfile.TemporaryDirectory() as folder:
+            path = mlflow.artifacts.download_artifacts(
+                run_id=version.run_id, artifact_path=_FORECASTER_DIR, dst_path=folder
+            )
+            return Forecaster.load(Path(path))
+
+    def load_holdout(self, version: ModelVersion) -> pl.DataFrame:
+        """Forecasts and truth of the days that the training of a version left out (`Forecaster.holdout`)."""
+        import mlflow
+
+        self.client()
+        with tempfile.TemporaryDirectory() as folder:
+            path = mlflow.artifacts.download_artifacts(
+                run_id=version.run_id, artifact_path=_HOLDOUT, dst_path=folder
+            )
+            return pl.read_parquet(path)
+
+    def log_report(self, name: str, day: date, files: Sequence[Path]) -> str:
+        """Keep a report in MLflow, where a browser can open it; one run a report and day.
+
+        Returns:
+            Where a person opens the first file.
+        """
+        import mlflow
+
+        client = self.client()
+        experiment_id = self._experiment(client)
+        run_name = f"{name} {day}"
+        found = client.search_runs([experiment_id], f"tags.`{_REPORT_TAG}` = '{run_name}'", max_results=1)
+        run_id = found[0].info.run_id if found else None
+        with mlflow.start_run(
+            run_id=run_id, experiment_id=None if run_id else experiment_id, run_name=run_name
+        ) as run:
+            mlflow.set_tag(_REPORT_TAG, run_name)
+            for file in files:
+                mlflow.log_artifact(str(file))
+        return f"{self.run_url(run.info.run_id)}/artifacts/{files[0].name}"
+
+    def by_alias(self, alias: str) -> ModelVersion | None:
+        """The version an alias points to, or None where there is none yet."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return _version(self.client().get_model_version_by_alias(self.model_name, alias))
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
+
+    def champion(self) -> ModelVersion:
+        """The version that serves.
+
+        Raises:
+            PermanentError: none was promoted yet.
+        """
+        version = self.by_alias(CHAMPION)
+        if version is None:
+            raise PermanentError(
+                f"{self.model_name} has no champion yet; materialise trained_model and champion first"
+            )
+        return version
+
+    def set_alias(self, alias: str, version: ModelVersion) -> None:
+        """Point an alias at a version. The registry does it in one step."""
+        self.client().set_registered_model_alias(self.model_name, alias, version.version)
+
+    def tag_version(self, version: ModelVersion, key: str, value: str) -> None:
+        """Set one tag of a version."""
+        self.client().set_model_version_tag(self.model_name, version.version, key, value)
+
+    def run_url(self, run_id: str) -> str:
+        """Where a person opens a run."""
+        experiment_id = self._experiment(self.client())
+        return f"{self.ui_url}/#/experiments/{experiment_id}/runs/{run_id}"
+
+    def _experiment(self, client: "MlflowClient") -> str:
+        found = client.get_experiment_by_name(EXPERIMENT)
+        if found is not None:
+            return str(found.experiment_id)
+        local = self.tracking_uri.startswith("sqlite:")
+        location = Path(self.artifacts_dir).as_uri() if local else None
+        return str(client.create_experiment(EXPERIMENT, artifact_location=location))
+
+    def _ensure_model(self, client: "MlflowClient") -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            client.create_registered_model(
+                self.model_name, description="Hourly bicycle traffic, seven days ahead, every counter"
+            )
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+
+    def _version_of(self, client: "MlflowClient", run_id: str) -> ModelVersion | None:
+        found = client.search_model_versions(f"name = '{self.model_name}' and run_id = '{run_id}'")
+        return _version(found[0]) if found else None
+
+
+def _version(found: Any) -> ModelVersion:
+    return ModelVersion(
+        name=found.name, version=str(found.version), run_id=found.run_id, tags=dict(found.tags)
+    )

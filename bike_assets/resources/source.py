@@ -1,0 +1,67 @@
+"""The configured source of counts, as a resource."""
+
+from datetime import date
+from functools import lru_cache
+from pathlib import Path
+
+import dagster as dg
+
+from bike_assets.settings import Settings, SourceName
+from bike_assets.sources import open_source
+from bike_assets.sources.base import CountsSource, SourceBatch
+
+
+class CountsSourceResource(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """Where counts come from. What is opened is kept, so that a file is parsed once a process."""
+
+    source: SourceName
+    data: list[str]
+    simulator_seed: int
+    simulator_counters: int
+    simulator_first_day: str
+    simulator_last_day: str
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> "CountsSourceResource":
+        """The source that the settings name."""
+        return cls(
+            source=settings.source,
+            data=[str(path) for path in settings.data],
+            simulator_seed=settings.simulator_seed,
+            simulator_counters=settings.simulator_counters,
+            simulator_first_day=settings.simulator_first_day.isoformat(),
+            simulator_last_day=settings.simulator_last_day.isoformat(),
+        )
+
+    def open(self) -> CountsSource:
+        """The source itself.
+
+        Raises:
+            PermanentError: it is not known, or its files are not there.
+        """
+        return _open(
+            self.source,
+            tuple(self.data),
+            self.simulator_seed,
+            self.simulator_counters,
+            date.fromisoformat(self.simulator_first_day),
+            date.fromisoformat(self.simulator_last_day),
+        )
+
+    def read(self, first: date, last: date) -> SourceBatch:
+        """Rows of the local days from `first` to `last`."""
+        return self.open().read(first, last)
+
+
+@lru_cache(maxsize=2)
+def _open(
+    source: str, data: tuple[str, ...], seed: int, counters: int, first_day: date, last_day: date
+) -> CountsSource:
+    return open_source(
+        source,
+        data=[Path(path) for path in data],
+        seed=seed,
+        counters=counters,
+        first_day=first_day,
+        last_day=last_day,
+    )

@@ -1,0 +1,118 @@
+"""Materialises assets in this process, as the CLI and the demo do: same definitions, same instance as the UI.
+
+Belongs here: starting a run over partitions and turning its outcome into numbers and errors. Does not belong
+here: what is run, and in which order.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Any
+
+import dagster as dg
+from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
+
+from bike_assets.core.errors import BikeError, PermanentError
+
+
+@dataclass
+class Outcome:
+    """What runs did: seconds by asset, and checks by result."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    passed: int = 0
+    warned: int = 0
+    failed: int = 0
+    metadata: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+def materialize(
+    definitions: dg.Definitions,
+    instance: dg.DagsterInstance,
+    assets: Sequence[str],
+    *,
+    days: tuple[date, date] | None = None,
+    config: Mapping[str, Any] | None = None,
+    outcome: Outcome | None = None,
+) -> Outcome:
+    """Materialise assets with their checks, over a range of partitions in one run where one is given.
+
+    Args:
+        definitions: what `build_defs` made.
+        instance: where the run is recorded.
+        assets: names of assets; Dagster puts them in order.
+        days: first and last partition, both included.
+        config: run configuration by asset name.
+        outcome: earlier runs' outcome, to which this one is added.
+
+    Raises:
+        PermanentError: there is no such asset, or a step failed; the message is the step's own, in one line.
+    """
+    outcome = outcome or Outcome()
+    repository = definitions.get_repository_def()
+    known = {key.to_user_string() for key in repository.asset_graph.get_all_asset_keys()}
+    if unknown := [name for name in assets if name not in known]:
+        raise PermanentError(
+            f"no asset is called {', '.join(unknown)}; choose from {', '.join(sorted(known))}"
+        )
+    tags = {}
+    if days:
+        tags = {
+            ASSET_PARTITION_RANGE_START_TAG: days[0].isoformat(),
+            ASSET_PARTITION_RANGE_END_TAG: days[1].isoformat(),
+        }
+    result = definitions.get_implicit_global_asset_job_def().execute_in_process(
+        instance=instance,
+        asset_selection=[dg.AssetKey(name) for name in assets],
+        tags=tags,
+        run_config={
+            "ops": {name: {"config": dict(values)} for name, values in (config or {}).items()},
+            # The event log keeps everything; the terminal is for people.
+            "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
+        },
+        raise_on_error=False,
+    )
+    _record(result, outcome)
+    for event in result.all_events:
+        if event.is_step_failure:
+            raise PermanentError(f"{event.step_key}: {_root_cause(event.step_failure_data.error)}")
+    if not result.success:
+        raise PermanentError(f"the run of {', '.join(assets)} failed; see run {result.run_id} in the UI")
+    return outcome
+
+
+def _record(result: dg.ExecuteInProcessResult, outcome: Outcome) -> None:
+    for event in result.all_events:
+        if event.is_step_success and event.step_key:
+            name = event.step_key.removeprefix("dbt_")
+            milliseconds = event.step_success_data.duration_ms
+            outcome.seconds[name] = outcome.seconds.get(name, 0.0) + milliseconds / 1000
+    for check in result.get_asset_check_evaluations():
+        if check.passed:
+            outcome.passed += 1
+        elif check.severity == dg.AssetCheckSeverity.WARN:
+            outcome.warned += 1
+        else:
+            outcome.failed += 1
+    for event in result.get_asset_materialization_events():
+        materialization = event.materialization
+        outcome.metadata[materialization.asset_key.to_user_string()] = materialization.metadata
+
+
+def _root_cause(error: Any) -> str:
+    """The innermost message of a step's error, in one line; our own messages stand without their type."""
+    while error is not None and error.cause is not None:
+        error = error.cause
+    if error is None:
+        return "failed without a message"
+    text = " ".join(str(error.message).split())
+    ours = [kind.__name__ for kind in _subclasses(BikeError)] + ["dagster._core.definitions.events.Failure"]
+    for kind in ours:
+        marker = f"{kind}: "
+        if text.startswith(marker) or f".{marker}" in text[:120]:
+            return text.split(marker, 1)[1]
+    return text
+
+
+def _subclasses(kind: type) -> list[type]:
+    return [kind, *(found for child in kind.__subclasses__() for found in _subclasses(child))]

@@ -1,0 +1,83 @@
+"""When things run by themselves. Off on a laptop, on in compose and the cloud, decided here by registration.
+
+The city publishes yesterday's counts in the morning: ingestion at 06:15, the forecast at 07:00 local, so that it
+is there when people leave home; the tables about counters and errors after it; monitoring on Mondays.
+"""
+
+from datetime import date, timedelta
+
+import dagster as dg
+
+from bike_assets.core.calendar import LOCAL_TZ
+from bike_assets.jobs import DESCRIBE, INGEST, MONITOR, PREDICT
+from bike_assets.settings import Settings
+
+REFETCH_DAYS = 3
+"""Days before yesterday that are fetched again, for late corrections."""
+
+
+def build_schedules(
+    settings: Settings, partitions: dg.DailyPartitionsDefinition
+) -> list[dg.ScheduleDefinition]:
+    """The schedules of an environment."""
+    status = dg.DefaultScheduleStatus.RUNNING if settings.automation_on else dg.DefaultScheduleStatus.STOPPED
+
+    @dg.schedule(
+        name="daily_ingest",
+        cron_schedule="15 6 * * *",
+        job=INGEST,
+        execution_timezone=LOCAL_TZ,
+        default_status=status,
+    )
+    def daily_ingest(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest]:
+        """Yesterday, and the days before it once more."""
+        today = local_day(context)
+        return [
+            dg.RunRequest(run_key=f"ingest-{today}-{day}", partition_key=day.isoformat())
+            for day in (today - timedelta(days=back) for back in range(1, REFETCH_DAYS + 2))
+            if day >= partitions.start.date()
+        ]
+
+    @dg.schedule(
+        name="daily_forecast",
+        cron_schedule="0 7 * * *",
+        job=PREDICT,
+        execution_timezone=LOCAL_TZ,
+        default_status=status,
+    )
+    def daily_forecast(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
+        """The forecast issued today."""
+        today = local_day(context)
+        return dg.RunRequest(run_key=f"forecast-{today}", partition_key=today.isoformat())
+
+    @dg.schedule(
+        name="daily_describe",
+        cron_schedule="30 7 * * *",
+        job=DESCRIBE,
+        execution_timezone=LOCAL_TZ,
+        default_status=status,
+    )
+    def daily_describe(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
+        """Counters and realised errors, with yesterday's truth."""
+        return dg.RunRequest(run_key=f"describe-{local_day(context)}")
+
+    @dg.schedule(
+        name="weekly_monitoring",
+        cron_schedule="0 8 * * 1",
+        job=MONITOR,
+        execution_timezone=LOCAL_TZ,
+        default_status=status,
+    )
+    def weekly_monitoring(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
+        """Drift of the last four weeks and what follows from it."""
+        today = local_day(context)
+        return dg.RunRequest(run_key=f"monitor-{today}", partition_key=today.isoformat())
+
+    return [daily_ingest, daily_forecast, daily_describe, weekly_monitoring]
+
+
+def local_day(context: dg.ScheduleEvaluationContext) -> date:
+    """The local day of a tick."""
+    from zoneinfo import ZoneInfo
+
+    return context.scheduled_execution_time.astimezone(ZoneInfo(LOCAL_TZ)).date()

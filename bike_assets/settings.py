@@ -1,0 +1,138 @@
+"""Every setting, read once from `BIKE_*` environment variables or a `.env` file.
+
+Belongs here: what differs between a laptop, compose and the cloud, and the thresholds of every decision. Does
+not belong here: acting on a setting. Nothing below this module asks which environment it is in: it is handed
+resources.
+"""
+
+import os
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from bike_assets.core.errors import PermanentError
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+QUIET = {
+    "DAGSTER_DISABLE_TELEMETRY": "1",
+    "DBT_SEND_ANONYMOUS_USAGE_STATS": "false",
+    "DO_NOT_TRACK": "true",  # MLflow takes "true" and ignores "1"
+    "GX_ANALYTICS_ENABLED": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+"""Switches that keep every library from calling home, and one from drawing bars into logs; what is set already stands."""
+
+Environment = Literal["local", "compose", "prod"]
+SourceName = Literal["simulator", "archive"]
+
+
+class Settings(BaseSettings):
+    """The platform's settings. `Settings()` reads the environment; arguments override it, as tests do."""
+
+    model_config = SettingsConfigDict(env_prefix="BIKE_", env_file=".env", extra="ignore", frozen=True)
+
+    env: Environment = "local"
+    home: Path = Field(Path(".bike"), description="Folder of everything the platform writes locally")
+
+    source: SourceName = "simulator"
+    data: Annotated[tuple[Path, ...], NoDecode] = Field(
+        (), description="Files or folders of the archive source, separated by the path separator"
+    )
+    simulator_seed: int = 7
+    simulator_counters: int = Field(12, ge=1)
+    simulator_first_day: date = date(2024, 4, 1)
+    simulator_last_day: date = date(2024, 12, 31)
+
+    partitions_start: date = Field(date(2016, 1, 1), description="First local day that can be a partition")
+    dbt_project_dir: Path = REPOSITORY / "dbt_project"
+
+    mlflow_tracking_uri: str = Field("", description="Default: SQLite in the home folder")
+    mlflow_ui_url: str = Field("http://127.0.0.1:5000", description="Where people open MLflow")
+    model_name: str = "bike-traffic"
+
+    training_rows: int = Field(200_000, ge=1_000, description="Rows sampled for training")
+    training_days: int = Field(400, ge=60, description="Issue dates before the training end that are used")
+    iterations: int = Field(0, ge=0, description="Trees of the model; 0 takes the model's own default")
+    seed: int = 20_240_101
+
+    drift_days: int = Field(28, ge=7, description="Days of the window tested for drift")
+    quality_min_skill: float = Field(
+        0.0, description="Skill over the mean of four weeks below which a check warns"
+    )
+    freshness_max_days: int = Field(3, ge=1, description="Days without new counts before the check warns")
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _split_paths(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(Path(part) for part in value.split(os.pathsep) if part)
+        return value
+
+    @field_validator("home")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        # Steps run in other processes with other working directories.
+        return value.expanduser().resolve()
+
+    @property
+    def warehouse_path(self) -> Path:
+        """The DuckDB file."""
+        return self.home / "warehouse.duckdb"
+
+    @property
+    def tracking_uri(self) -> str:
+        """Where MLflow keeps runs and the registry."""
+        return self.mlflow_tracking_uri or f"sqlite:///{self.home / 'mlflow.db'}"
+
+    @property
+    def artifacts_dir(self) -> Path:
+        """MLflow's artifacts, when its store is local."""
+        return self.home / "mlartifacts"
+
+    @property
+    def bundles_dir(self) -> Path:
+        """Champion bundles, one folder each."""
+        return self.home / "bundles"
+
+    @property
+    def keys_dir(self) -> Path:
+        """Signing keys of the bundles."""
+        return self.home / "keys"
+
+    @property
+    def reports_dir(self) -> Path:
+        """Drift reports, one folder an issue date."""
+        return self.home / "reports"
+
+    @property
+    def dagster_home(self) -> Path:
+        """Dagster's own storage."""
+        return self.home / "dagster"
+
+    @property
+    def automation_on(self) -> bool:
+        """Whether schedules and sensors start running by themselves: never on a laptop."""
+        return self.env != "local"
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """The settings of this process, with telemetry switched off for every library loaded after.
+
+    Raises:
+        PermanentError: a value is not allowed; the message names the variable and the choices.
+    """
+    for variable, value in QUIET.items():
+        os.environ.setdefault(variable, value)
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        first = error.errors()[0]
+        variable = "BIKE_" + "_".join(str(part) for part in first["loc"]).upper()
+        raise PermanentError(
+            f"{variable}={first['input']!r}: {first['msg']}; set {variable} to an allowed value or unset it"
+        ) from None
