@@ -529,12 +529,12 @@ def _publish(folder: Path, target: Path) -> Path:
         _flush(file)
     folder.chmod(0o755)
     _flush(folder)
+    damaged = target.with_name(f"{_TEMPORARY}damaged-{target.name}")
     if target.exists():
-        # Only damage can make it differ from what its name says.
-        target.rename(target.with_name(f"{_TEMPORARY}damaged-{target.name}"))
+        target.rename(damaged)  # only damage can make it differ from what its name says
     folder.rename(target)
     _flush(target.parent)
-    _remove_leftovers(target.parent)
+    shutil.rmtree(damaged, ignore_errors=True)
     return target
 
 

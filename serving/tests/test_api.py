@@ -5,6 +5,7 @@ from datetime import date, datetime, timedelta
 
 import polars as pl
 import pytest
+
 from bike_serving.schemas import (
     MAX_BODY_BYTES,
     MAX_COUNTERS,

@@ -4,12 +4,12 @@ import json
 import shutil
 
 import pytest
+
+from bike_assets.core.bundle import load_or_create_keys
 from bike_serving.champion import ChampionHolder
 from bike_serving.metrics import Metrics
 from bike_serving.registry import ModelRef, RegistryUnavailableError
 from bike_serving.settings import Settings
-
-from bike_assets.core.bundle import load_or_create_keys
 
 
 class Names:
@@ -110,6 +110,20 @@ def test_a_refused_bundle_is_not_read_again_at_every_look(
     assert rejected(holder) == 1
     assert (holder.current is not None) == serving_already
     assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 1
+
+
+def test_a_refused_bundle_gets_a_new_chance_once_another_was_named(settings, refs, city):
+    path = city.home / "bundles" / refs[1].bundle_id
+    hidden = path.rename(city.home / "hidden")
+    holder = holding(settings, refs[0])
+    for ref in (refs[1], refs[0]):
+        holder._registry.ref = ref
+        holder.refresh()
+        assert holder.current.ref == refs[0]
+    hidden.rename(path)
+    holder._registry.ref = refs[1]
+    holder.refresh()
+    assert holder.current.ref == refs[1]
 
 
 def test_bundles_signed_by_a_stranger_are_refused(settings, refs, tmp_path):

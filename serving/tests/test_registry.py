@@ -5,9 +5,9 @@ import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
-from bike_serving.registry import MlflowRegistry, ModelRef, NoChampionError, RegistryUnavailableError
 
 from bike_assets.core.errors import PermanentError, TransientError
+from bike_serving.registry import MlflowRegistry, ModelRef, NoChampionError, RegistryUnavailableError
 
 BUNDLE_ID = "0123456789abcdef" * 2
 
