@@ -40,7 +40,7 @@ QUIET = {
 }
 
 
-def _eventually(check: Callable[[], Any], seconds: float = 20, what: str = "it") -> Any:
+def _eventually(check: Callable[[], Any], seconds: float = 60, what: str = "it") -> Any:
     """The first true answer of `check`, asked again until the time is over."""
     end = time.monotonic() + seconds
     while True:
@@ -113,7 +113,7 @@ class Process:
     def terminate(self) -> int:
         assert self.process is not None
         self.process.terminate()
-        status = self.process.wait(timeout=20)
+        status = self.process.wait(timeout=60)
         self.process = None
         return status
 

@@ -61,14 +61,14 @@ def test_unavailable_until_a_champion_is_named_then_it_follows_each_promotion(
 
         first = registry.register("follow", forecaster=0)
         registry.promote("follow", first)
-        eventually(lambda: client.get("/health").status_code == 200, 15, "the first champion")
+        eventually(lambda: client.get("/health").status_code == 200, what="the first champion")
         assert points(ask(client)) == offline_points(city, 0)
         assert client.get("/health").json()["status"] == "ok"
 
         second = registry.register("follow", forecaster=1)
         assert served_version(client) == first
         registry.promote("follow", second)
-        eventually(lambda: served_version(client) == second, 15, "the second champion")
+        eventually(lambda: served_version(client) == second, what="the second champion")
         answer = ask(client)
         assert points(answer) == offline_points(city, 1) != offline_points(city, 0)
         assert answer["model"]["bundle_id"] == registry.bundle_id("follow", second)
@@ -78,7 +78,7 @@ def test_unavailable_until_a_champion_is_named_then_it_follows_each_promotion(
         run_id = registry.client.get_model_version("follow", second).run_id
         renewed = city.write(second, 0, run_id, "follow")
         registry.client.set_model_version_tag("follow", second, "bundle_id", renewed.name)
-        eventually(lambda: ask(client)["model"]["bundle_id"] == renewed.name, 15, "the renewed bundle")
+        eventually(lambda: ask(client)["model"]["bundle_id"] == renewed.name, what="the renewed bundle")
         assert points(ask(client)) == offline_points(city, 0)
 
 
