@@ -38,7 +38,9 @@ class BundleStore(dg.ConfigurableResource):  # type: ignore[type-arg]
         Returns:
             The bundle's id.
         """
-        newest = warehouse.query(f"SELECT max(service_date) AS day FROM {CLEANED_COUNTS.relation}").item()  # noqa: S608
+        newest = None
+        if warehouse.exists(CLEANED_COUNTS):
+            newest = warehouse.query(f"SELECT max(service_date) AS day FROM {CLEANED_COUNTS.relation}").item()  # noqa: S608
         if newest is None:
             raise PermanentError(
                 "there are no cleaned counts to forecast from; materialise cleaned_counts first"
