@@ -21,7 +21,7 @@ from bike_assets.core.errors import PermanentError
 from bike_assets.core.features import FEATURE_LOOKBACK_DAYS
 from bike_assets.core.metrics import accuracy_by_horizon
 from bike_assets.resources.registry import ModelRegistry
-from bike_assets.resources.source import CountsSourceResource
+from bike_assets.resources.source import CountsSourceResource, forget_sources
 from bike_assets.resources.warehouse import DuckDBWarehouse
 from bike_assets.runner import Outcome, materialize
 from bike_assets.settings import Settings
@@ -126,9 +126,11 @@ def run_demo(
     progress("reading the source")
     source = CountsSourceResource.from_settings(settings).open()
     span = source.span()
-    windows = plan_windows(
-        source.read(*span).counts, test_days=test_days, train_until=train_until, test_until=test_until
-    )
+    batch = source.read(*span)
+    for fault in batch.faults:
+        progress(fault.line())
+    windows = plan_windows(batch.counts, test_days=test_days, train_until=train_until, test_until=test_until)
+    del batch
     newest_issue = windows.last + timedelta(days=1)
     outcome = Outcome()
 
@@ -137,6 +139,8 @@ def run_demo(
         materialize(definitions, instance, assets, outcome=outcome, **arguments)
 
     stage(f"raw_counts, cleaned_counts: {span[0]} to {span[1]}", ["raw_counts", "cleaned_counts"], days=span)
+    del source
+    forget_sources()
     stage("counters", ["counters"])
     first_issue = max(
         windows.first + timedelta(days=FEATURE_LOOKBACK_DAYS),

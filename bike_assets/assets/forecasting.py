@@ -32,8 +32,8 @@ from bike_assets.settings import Settings
 
 FEATURES: Final = features_contract(FEATURE_COLUMNS)
 
-CHUNK_DAYS: Final = 28
-"""Issue dates computed and written at a time: about half a million rows of a whole city."""
+CHUNK_DAYS: Final = 14
+"""Issue dates computed and written at a time: about a quarter of a million rows of a whole city."""
 
 _COUNT_COLUMNS: Final = (
     "service_date",

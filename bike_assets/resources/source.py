@@ -53,6 +53,11 @@ class CountsSourceResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         return self.open().read(first, last)
 
 
+def forget_sources() -> None:
+    """Let go of everything that was parsed, once no more is read from it."""
+    _open.cache_clear()
+
+
 @lru_cache(maxsize=2)
 def _open(
     source: str, data: tuple[str, ...], seed: int, counters: int, first_day: date, last_day: date

@@ -21,6 +21,9 @@ from bike_assets.core.errors import PermanentError, TransientError
 LOCK_WAIT_SECONDS: Final = 60.0
 """How long to wait for another process to close the file. DuckDB lets one process at a time write."""
 
+MEMORY_LIMIT: Final = "1GB"
+"""Memory of a connection. dbt's profile states the same."""
+
 _SQL_TYPES: Final[dict[Any, str]] = {
     pl.Boolean: "BOOLEAN",
     pl.Date: "DATE",
@@ -61,6 +64,8 @@ class DuckDBWarehouse(dg.ConfigurableResource):  # type: ignore[type-arg]
                     ) from error
                 time.sleep(0.2)
         try:
+            # The rest of the memory is for the frames that are read and written; DuckDB spills to disk instead.
+            connection.execute(f"SET memory_limit = '{MEMORY_LIMIT}'")
             # Inserts keep their memory small when the order of rows inside a batch need not be remembered.
             connection.execute("SET preserve_insertion_order = false")
             yield connection
