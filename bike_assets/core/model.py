@@ -51,12 +51,13 @@ HOLDOUT_SCHEMA = pl.Schema(
 Array = NDArray[np.float64]
 
 
-MODEL_INPUTS: tuple[str, ...] = tuple(
+UNUSED_FEATURES: tuple[str, ...] = tuple(
     name
     for name in FEATURE_COLUMNS
-    if not name.startswith("network") or name in ("network_ratio_1d", "network_ratio_7d")
+    if name.startswith("network") and name not in ("network_ratio_1d", "network_ratio_7d")
 )
-"""Features the trees see. More of the network's state names the very day, and trees then learn days by heart."""
+"""Features the trees must not split on: so much of the network's state names the very day, and trees then learn
+days by heart. Counters without a past get their daily profile from them."""
 
 BLOCK_DAYS = 14
 """Members are trained on blocks of this many target days."""
@@ -262,7 +263,7 @@ class Forecaster:
         if self._model is None:
             raise PermanentError("the forecaster is not trained; call fit or load first")
         shares = self._model.get_feature_importance()
-        return dict(sorted(zip(MODEL_INPUTS, map(float, shares), strict=True), key=lambda item: -item[1]))
+        return dict(sorted(zip(FEATURE_COLUMNS, map(float, shares), strict=True), key=lambda item: -item[1]))
 
     def save(self, folder: Path) -> None:
         """Write `model.cbm` and `calibration.json` into a folder, which is made if needed."""
@@ -274,7 +275,7 @@ class Forecaster:
             json.dumps(
                 {
                     "format": FORMAT_VERSION,
-                    "features": list(MODEL_INPUTS),
+                    "features": list(FEATURE_COLUMNS),
                     "config": asdict(self.config),
                     "calibration": {
                         "rows": self.calibration.rows,
@@ -313,7 +314,7 @@ class Forecaster:
             raise PermanentError(
                 f"model in {folder}: {str(error).splitlines()[0]}; train it again"
             ) from error
-        if stored["format"] != FORMAT_VERSION or stored["features"] != list(MODEL_INPUTS):
+        if stored["format"] != FORMAT_VERSION or stored["features"] != list(FEATURE_COLUMNS):
             raise PermanentError(
                 f"model in {folder} takes other features than this version gives; train it again"
             )
@@ -332,8 +333,8 @@ def _with_truth(features: pl.DataFrame, truth: pl.DataFrame) -> pl.DataFrame:
 def _matrix(rows: pl.DataFrame) -> NDArray[np.float32]:
     """Inputs of the trees [row, input], counts divided by the level."""
     level = rows["level_28d"].to_numpy()
-    matrix = np.empty((rows.height, len(MODEL_INPUTS)), dtype=np.float32, order="F")
-    for i, name in enumerate(MODEL_INPUTS):
+    matrix = np.empty((rows.height, len(FEATURE_COLUMNS)), dtype=np.float32, order="F")
+    for i, name in enumerate(FEATURE_COLUMNS):
         values = rows[name].to_numpy()
         matrix[:, i] = values / level if name in COUNT_FEATURES else values
     return matrix
@@ -372,6 +373,7 @@ def _train(rows: pl.DataFrame, config: TrainConfig, members: int) -> Any:
             l2_leaf_reg=config.l2_leaf_reg,
             random_seed=config.seed + member,
             thread_count=config.thread_count,
+            ignored_features=list(UNUSED_FEATURES),
             allow_writing_files=False,
             verbose=False,
         )
@@ -381,7 +383,7 @@ def _train(rows: pl.DataFrame, config: TrainConfig, members: int) -> Any:
                 target[chosen],
                 weight=weight[chosen],
                 baseline=baseline[chosen],
-                feature_names=list(MODEL_INPUTS),
+                feature_names=list(FEATURE_COLUMNS),
             )
         )
         trees.append(model)

@@ -17,7 +17,7 @@ from bike_assets.core.metrics import accuracy_by_horizon, join_truth
 from bike_assets.core.model import (
     CALIBRATION_FILE,
     MODEL_FILE,
-    MODEL_INPUTS,
+    UNUSED_FEATURES,
     Forecaster,
     TrainConfig,
     calibrate,
@@ -165,7 +165,8 @@ def test_training_needs_truth(training: pl.DataFrame, known: pl.DataFrame) -> No
 
 def test_importances_name_every_feature(model: Forecaster) -> None:
     shares = model.feature_importance()
-    assert set(shares) == set(MODEL_INPUTS) <= set(FEATURE_COLUMNS)
+    assert set(shares) == set(FEATURE_COLUMNS)
+    assert all(shares[name] == 0 for name in UNUSED_FEATURES)
     assert sum(shares.values()) == pytest.approx(100)
     assert list(shares.values()) == sorted(shares.values(), reverse=True)
 
