@@ -12,7 +12,9 @@ from typing import Any
 import dagster as dg
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
+from bike_assets.assets.metadata import fault_lines
 from bike_assets.core.errors import BikeError, PermanentError
+from bike_assets.recovery import COMMAND_TAG
 
 
 @dataclass
@@ -23,6 +25,8 @@ class Outcome:
     passed: int = 0
     warned: int = 0
     failed: int = 0
+    faults: tuple[str, ...] = ()
+    """What the source said was wrong with its input, a line each."""
     metadata: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
@@ -55,9 +59,9 @@ def materialize(
         raise PermanentError(
             f"no asset is called {', '.join(unknown)}; choose from {', '.join(sorted(known))}"
         )
-    tags = {}
+    tags = {COMMAND_TAG: "yes"}
     if days:
-        tags = {
+        tags |= {
             ASSET_PARTITION_RANGE_START_TAG: days[0].isoformat(),
             ASSET_PARTITION_RANGE_END_TAG: days[1].isoformat(),
         }
@@ -97,6 +101,9 @@ def _record(result: dg.ExecuteInProcessResult, outcome: Outcome) -> None:
     for event in result.get_asset_materialization_events():
         materialization = event.materialization
         outcome.metadata[materialization.asset_key.to_user_string()] = materialization.metadata
+    faults = outcome.metadata.get("raw_counts", {}).get("faults")
+    if faults is not None:
+        outcome.faults = fault_lines(faults.value)
 
 
 def _root_cause(error: Any) -> str:

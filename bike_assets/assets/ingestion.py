@@ -7,7 +7,7 @@ import dagster as dg
 import polars as pl
 
 from bike_assets import tags
-from bike_assets.assets.metadata import sample_table, table_metadata
+from bike_assets.assets.metadata import fault_list, sample_table, table_metadata
 from bike_assets.core.calendar import hours_of_day, local_columns
 from bike_assets.core.contracts import CALENDAR_HOURS, RAW_COUNTS
 from bike_assets.core.errors import PermanentError
@@ -51,9 +51,7 @@ def build_raw_counts(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefin
                 "changed_partitions": changed,
                 "rows_set_aside": batch.rejected.height,
                 "set_aside": sample_table(batch.rejected),
-                "faults": dg.MetadataValue.md(
-                    "\n".join(f"- {fault.line()}" for fault in batch.faults) or "none"
-                ),
+                "faults": dg.MetadataValue.md(fault_list(fault.line() for fault in batch.faults)),
             }
         )
 

@@ -1,5 +1,6 @@
 """What a person sees of a table in the UI: rows, a capped sample, its columns with their units."""
 
+from collections.abc import Iterable
 from typing import Final
 
 import dagster as dg
@@ -9,6 +10,8 @@ from bike_assets.core.contracts import TableContract
 
 SAMPLE_ROWS: Final = 10
 """Rows of a sample table. Metadata is stored once a partition, so it stays small."""
+
+_BULLET: Final = "- "
 
 
 def table_metadata(contract: TableContract, frame: pl.DataFrame) -> dict[str, dg.MetadataValue]:
@@ -50,3 +53,13 @@ def sample_table(frame: pl.DataFrame, rows: int = SAMPLE_ROWS) -> dg.MetadataVal
                 values[name] = str(value)
         records.append(dg.TableRecord(values))
     return dg.MetadataValue.table(records)
+
+
+def fault_list(lines: Iterable[str]) -> str:
+    """Faults as a Markdown list, as the UI shows them."""
+    return "\n".join(f"{_BULLET}{line}" for line in lines) or "none"
+
+
+def fault_lines(text: str) -> tuple[str, ...]:
+    """The lines that `fault_list` was made of."""
+    return tuple(line.removeprefix(_BULLET) for line in text.splitlines() if line.startswith(_BULLET))
