@@ -1,0 +1,30 @@
+"""Fixtures that several kinds of tests share; the expensive one is made once a session."""
+
+from pathlib import Path
+
+import pytest
+
+from bike_assets.settings import Settings
+from bike_assets_tests.homes import RUN_SECONDS, DemoHome, bike_assets, one_json, settings_of
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whoever asks for the demo first pays for it, so all who may be first get the time."""
+    for item in items:
+        if "demo_home" in getattr(item, "fixturenames", ()) and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(RUN_SECONDS))
+
+
+@pytest.fixture(scope="session")
+def demo_home(tmp_path_factory: pytest.TempPathFactory) -> DemoHome:
+    """A home filled by the demo over the smallest city. Only to be read; `homes.copy_home` makes one to change."""
+    home = tmp_path_factory.mktemp("demo") / "home"
+    done = bike_assets("demo", "--home", home, "--json")
+    assert done.returncode == 0, done.stderr
+    return DemoHome(home, one_json(done.stdout), done.stderr, settings_of(home))
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Settings of the smallest city over a home that is not there yet, with no `.env` and no variable read."""
+    return settings_of(tmp_path / "home")
