@@ -23,7 +23,7 @@ from bike_assets.core.errors import PermanentError
 from bike_assets.core.promotion import PromotionPolicy
 from bike_assets.core.retraining import RetrainingPolicy
 from bike_assets.jobs import JOBS
-from bike_assets.partitions import service_days
+from bike_assets.partitions import counted_and_issue_days
 from bike_assets.resources.bundles import BundleStore
 from bike_assets.resources.registry import ModelRegistry
 from bike_assets.resources.source import CountsSourceResource
@@ -43,24 +43,27 @@ def build_defs(settings: Settings, resource_overrides: Mapping[str, Any] | None 
     Raises:
         PermanentError: the environment has no warehouse of its own yet.
     """
-    partitions = service_days(settings.partitions_start)
+    counted, issued = counted_and_issue_days(settings)
     project = dbt_project(settings)
     return dg.Definitions(
         assets=[
-            build_raw_counts(partitions),
-            *build_dbt_assets(project, partitions),
-            build_features_asset(partitions),
+            build_raw_counts(counted),
+            *build_dbt_assets(project, counted),
+            build_features_asset(issued),
             build_trained_model(settings),
             build_champion(PromotionPolicy()),
-            build_predictions(partitions),
-            build_drift_report(settings, partitions),
-            build_retraining_decision(settings, RetrainingPolicy(), partitions),
+            build_predictions(issued),
+            build_drift_report(settings, issued),
+            build_retraining_decision(settings, RetrainingPolicy(), issued),
         ],
         asset_checks=build_asset_checks(settings),
         jobs=JOBS,
-        schedules=build_schedules(settings, partitions),
+        schedules=build_schedules(settings, issued),
         sensors=[build_retraining_sensor(settings)],
         resources={**build_resources(settings, project), **(resource_overrides or {})},
+        # Every step is in the pool of the warehouse, so none could run beside another; a process of its own would
+        # only add the seconds of its start to each asset and check.
+        executor=dg.in_process_executor,
     )
 
 

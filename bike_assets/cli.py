@@ -62,7 +62,7 @@ DEFAULT_HOME = Path(".bike")
 @app.command()
 def demo(
     more: MoreData = None,
-    source: SourceOption = Source.simulator,
+    source: SourceOption = None,
     data: DataOption = None,
     home: Home = DEFAULT_HOME,
     test_days: Annotated[int, typer.Option(min=1, help="Complete days at the end that are tested.")] = 28,
@@ -89,7 +89,9 @@ def demo(
             settings,
             definitions,
             instance,
+    from bike_assets.home import remember_source
             test_days=test_days,
+    remember_source(settings)
             train_until=_day(train_until),
             test_until=_day(test_until),
             progress=say,
@@ -106,7 +108,7 @@ def ingest(
     last: Annotated[
         datetime | None, typer.Option("--to", formats=["%Y-%m-%d"], help="Last local day.")
     ] = None,
-    source: SourceOption = Source.simulator,
+    source: SourceOption = None,
     data: DataOption = None,
     home: Home = DEFAULT_HOME,
     as_json: AsJson = False,
@@ -120,9 +122,11 @@ def ingest(
     with _session(settings, debug) as (definitions, instance), _progress() as say:
         span = CountsSourceResource.from_settings(settings).open().span()
         days = (_day(first) or span[0], _day(last) or span[1])
+    from bike_assets.home import remember_source
         say(f"raw_counts, cleaned_counts: {days[0]} to {days[1]}")
         outcome = materialize(definitions, instance, ["raw_counts", "cleaned_counts"], days=days)
         materialize(definitions, instance, ["counters"], outcome=outcome)
+    remember_source(settings)
     _report(_outcome(outcome, days), as_json, _print_mapping)
 
 
@@ -138,7 +142,7 @@ def materialize(
     last: Annotated[
         datetime | None, typer.Option("--to", formats=["%Y-%m-%d"], help="Last day of a range.")
     ] = None,
-    source: SourceOption = Source.simulator,
+    source: SourceOption = None,
     data: DataOption = None,
     home: Home = DEFAULT_HOME,
     as_json: AsJson = False,
@@ -197,22 +201,34 @@ def up(
     """Start the Dagster UI, MLflow and the REST service over one home; Ctrl-C ends all of them.
 
     An empty home is filled with the demo first.
+    more: MoreData = None,
+    source: SourceOption = None,
+    data: DataOption = None,
     """
-    settings = _settings(home, mlflow_ui_url=f"http://{host}:{mlflow_port}")
-    from bike_assets.demo import run_demo
-    from bike_assets.up import Ports, serve
+    from bike_assets.up import Ports, reachable, serve
 
     if not (settings.bundles_dir.is_dir() and any(settings.bundles_dir.iterdir())):
         with _session(settings, debug) as (definitions, instance), _progress() as say:
             run_demo(settings, definitions, instance, progress=say)
-    serve(settings, host, Ports(dagster=dagster_port, mlflow=mlflow_port, serving=serving_port), say=_say)
+    prepare(settings)
+    serve(settings, host, ports, say=_say)
 
 
 def main() -> None:
     """Run the command line; every error a user can make ends in one line on stderr."""
     debug = "--debug" in sys.argv
     try:
+    ports = Ports(dagster=dagster_port, mlflow=mlflow_port, serving=serving_port)
+    ports.require_free(host)
+    settings = _settings(
+        home, source, [*(data or []), *(more or [])], mlflow_ui_url=f"http://{reachable(host)}:{mlflow_port}"
+    )
+    from bike_assets.home import prepare, remember_source
+
+    remember_source(settings)
         app()
+        from bike_assets.demo import run_demo
+
     except BikeError as error:
         if debug:
             raise
@@ -229,7 +245,16 @@ def main() -> None:
 def _settings(
     home: Path, source: Source | None = None, data: list[Path] | None = None, **more: Any
 ) -> Settings:
-    arguments: dict[str, Any] = {"home": home, **more}
+    from bike_assets.home import recall_source
+
+    remembered = recall_source(home)
+    if source is not None and source.value != remembered.get("source"):
+        remembered = {}
+    if remembered:
+        # What the environment or .env names outranks what the home remembers.
+        for name in load_settings().model_fields_set:
+            remembered.pop(name, None)
+    arguments: dict[str, Any] = {**remembered, "home": home, **more}
     if source is not None:
         arguments["source"] = source.value
     if data:

@@ -1,25 +1,39 @@
-"""The home folder: where a local platform keeps everything, and Dagster's instance in it."""
+"""The home folder, where a local platform keeps everything: Dagster's instance in it, and what it was filled from."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
-
-import dagster as dg
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 from bike_assets.core.errors import PermanentError
 from bike_assets.settings import REPOSITORY, Settings
 
+if TYPE_CHECKING:
+    import dagster as dg
+
+_SOURCE_FILE: Final = "source.json"
+_SOURCE_SETTINGS: Final = (
+    "source",
+    "data",
+    "simulator_seed",
+    "simulator_counters",
+    "simulator_first_day",
+    "simulator_last_day",
+)
 _INSTANCE_TEMPLATE: Final = REPOSITORY / "deploy" / "dagster.local.yaml"
 
 
 @contextmanager
-def open_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
+def open_instance(settings: Settings) -> "Iterator[dg.DagsterInstance]":
     """Dagster's instance of a home, made when it is not there yet.
 
     Raises:
         PermanentError: the folder cannot be written.
     """
+    import dagster as dg
+
     prepare(settings)
     with dg.DagsterInstance.from_config(str(settings.dagster_home)) as instance:
         yield instance
@@ -43,3 +57,47 @@ def prepare(settings: Settings) -> None:
         ) from error
     os.environ["DAGSTER_HOME"] = str(settings.dagster_home)
     os.environ["BIKE_HOME"] = str(settings.home)
+
+
+def remember_source(settings: Settings) -> None:
+    """Note in the home where its counts come from, so that a run started later reads the same source.
+
+    Raises:
+        PermanentError: the home holds the counts of another source, which this one would overwrite day by day.
+    """
+    known = recall_source(settings.home)
+    if known and known["source"] != settings.source and settings.warehouse_path.exists():
+        raise PermanentError(
+            f"{settings.home} holds counts of the source {known['source']}; "
+            f"give another --home for {settings.source}"
+        )
+    values = settings.model_dump(mode="json", include=set(_SOURCE_SETTINGS))
+    # A later export seldom repeats what the earlier ones hold, and their days may be asked for again.
+    earlier = [path for path in known.get("data", []) if Path(path).exists() and path not in values["data"]]
+    values["data"] = [*earlier, *values["data"]]
+    settings.home.mkdir(parents=True, exist_ok=True)
+    target = settings.home / _SOURCE_FILE
+    temporary = target.with_suffix(".tmp")
+    temporary.write_text(json.dumps(values, indent=1), encoding="utf-8")
+    temporary.replace(target)
+
+
+def recall_source(home: Path) -> dict[str, Any]:
+    """The settings of the source that a home was filled from; none where it was not filled yet."""
+    path = home.expanduser().resolve() / _SOURCE_FILE
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {name: found[name] for name in _SOURCE_SETTINGS}
+    except (ValueError, KeyError, TypeError) as error:
+        raise PermanentError(f"{path} is damaged; delete it and name the source with --source") from error
+
+
+def source_environment(settings: Settings) -> dict[str, str]:
+    """The environment variables that make another process read the same source."""
+    values = settings.model_dump(mode="json", include=set(_SOURCE_SETTINGS) - {"data"})
+    return {
+        "BIKE_DATA": os.pathsep.join(str(path) for path in settings.data),
+        **{f"BIKE_{name.upper()}": str(value) for name, value in values.items()},
+    }

@@ -10,6 +10,7 @@ import dagster as dg
 
 from bike_assets.core.calendar import LOCAL_TZ
 from bike_assets.jobs import DESCRIBE, INGEST, MONITOR, PREDICT
+from bike_assets.partitions import has_day
 from bike_assets.settings import Settings
 
 REFETCH_DAYS = 3
@@ -29,14 +30,15 @@ def build_schedules(
         execution_timezone=LOCAL_TZ,
         default_status=status,
     )
-    def daily_ingest(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest]:
+    def daily_ingest(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
         """Yesterday, and the days before it once more."""
         today = local_day(context)
-        return [
+        requests = [
             dg.RunRequest(run_key=f"ingest-{today}-{day}", partition_key=day.isoformat())
             for day in (today - timedelta(days=back) for back in range(1, REFETCH_DAYS + 2))
-            if day >= partitions.start.date()
+            if has_day(partitions, day)
         ]
+        return requests or _no_partition(today)
 
     @dg.schedule(
         name="daily_forecast",
@@ -45,9 +47,11 @@ def build_schedules(
         execution_timezone=LOCAL_TZ,
         default_status=status,
     )
-    def daily_forecast(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
+    def daily_forecast(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
         """The forecast issued today."""
         today = local_day(context)
+        if not has_day(partitions, today):
+            return _no_partition(today)
         return dg.RunRequest(run_key=f"forecast-{today}", partition_key=today.isoformat())
 
     @dg.schedule(
@@ -68,9 +72,11 @@ def build_schedules(
         execution_timezone=LOCAL_TZ,
         default_status=status,
     )
-    def weekly_monitoring(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
+    def weekly_monitoring(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
         """Drift of the last four weeks and what follows from it."""
         today = local_day(context)
+        if not has_day(partitions, today):
+            return _no_partition(today)
         return dg.RunRequest(run_key=f"monitor-{today}", partition_key=today.isoformat())
 
     return [daily_ingest, daily_forecast, daily_describe, weekly_monitoring]
@@ -81,3 +87,7 @@ def local_day(context: dg.ScheduleEvaluationContext) -> date:
     from zoneinfo import ZoneInfo
 
     return context.scheduled_execution_time.astimezone(ZoneInfo(LOCAL_TZ)).date()
+
+
+def _no_partition(today: date) -> dg.SkipReason:
+    return dg.SkipReason(f"the source ends before {today}; the simulated city has no counts of its own time")

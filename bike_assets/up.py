@@ -5,6 +5,8 @@ what they serve.
 """
 
 import contextlib
+import errno
+import fcntl
 import os
 import signal
 import socket
@@ -13,12 +15,14 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
 from bike_assets.core.errors import PermanentError
+from bike_assets.home import source_environment
 from bike_assets.settings import QUIET, REPOSITORY, Settings
 
 START_SECONDS: Final = 180.0
@@ -35,6 +39,15 @@ class Ports:
     mlflow: int
     serving: int
 
+    def require_free(self, host: str) -> None:
+        """Whether all of them can be opened, asked before anything that takes time.
+
+        Raises:
+            PermanentError: one is taken, or the address is not this machine's.
+        """
+        for name, port in vars(self).items():
+            _require_free(name, host, port)
+
 
 @dataclass(frozen=True)
 class _Service:
@@ -43,9 +56,22 @@ class _Service:
     url: str | None
     environment: Mapping[str, str]
 
+    @property
+    def shown(self) -> str:
+        """What a person opens."""
+        return str(self.url).removesuffix("/health")
+
+
+def reachable(host: str) -> str:
+    """The address under which this machine's browser reaches what listens on `host`."""
+    with contextlib.suppress(ValueError):
+        if ip_address(host).is_unspecified:
+            return "127.0.0.1"
+    return host
+
 
 def serve(settings: Settings, host: str, ports: Ports, *, say: Callable[[str], None]) -> None:
-    """Run all services until Ctrl-C or until one of them ends, then end the others.
+    """Run all services until Ctrl-C, SIGTERM or a closed terminal, or until one of them ends; then end the others.
 
     Args:
         settings: the home.
@@ -54,40 +80,43 @@ def serve(settings: Settings, host: str, ports: Ports, *, say: Callable[[str], N
         say: is told what runs where.
 
     Raises:
-        PermanentError: a port is taken, or a service ended or did not answer in time.
+        PermanentError: a port is taken, the home is served already, or a service ended or did not answer in time.
     """
-    for name, port in vars(ports).items():
-        _require_free(name, host, port)
+    ports.require_free(host)
     logs = settings.home / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     running: list[tuple[_Service, subprocess.Popen[bytes]]] = []
-    stop = _stop_on_signals()
-    try:
-        for service in _services(settings, host, ports):
-            running.append((service, _start(service, logs)))
-        for service, process in running:
-            if service.url:
-                _wait_until_answering(service, process, logs, stop)
-                say(f"{service.name:<12} {service.url}")
-        say(f"logs         {logs}\nCtrl-C ends all of them.")
-        while not stop():
+    with _alone(settings.home):
+        stop = _stop_on_signals()
+        try:
+            for service in _services(settings, host, ports):
+                running.append((service, _start(service, logs)))
             for service, process in running:
-                if process.poll() is not None:
-                    raise PermanentError(f"{service.name} ended; its last words are in {_log(logs, service)}")
-            time.sleep(0.5)
-    finally:
-        _end(running)
+                if service.url:
+                    _wait_until_answering(service, process, logs, stop)
+                    if not stop():
+                        say(f"{service.name:<12} {service.shown}")
+            if not stop():
+                say(f"{'logs':<12} {logs}\nCtrl-C ends all of them.")
+            while not stop():
+                for service, process in running:
+                    if process.poll() is not None:
+                        raise PermanentError(_last_words(service, process, logs))
+                time.sleep(0.5)
+            say("ending")
+        finally:
+            _end([process for _, process in running])
 
 
 def _services(settings: Settings, host: str, ports: Ports) -> list[_Service]:
     programs = Path(sys.executable).parent
-    mlflow_url = f"http://{host}:{ports.mlflow}"
+    shown = reachable(host)
+    mlflow_url = f"http://{shown}:{ports.mlflow}"
     workspace = str(REPOSITORY / "workspace.yaml")
     platform = {
         "DAGSTER_HOME": str(settings.dagster_home),
         "BIKE_HOME": str(settings.home),
-        "BIKE_SOURCE": settings.source,
-        "BIKE_DATA": os.pathsep.join(str(path) for path in settings.data),
+        **source_environment(settings),
         "BIKE_MLFLOW_UI_URL": mlflow_url,
         "PATH": os.pathsep.join([str(programs), os.environ.get("PATH", "")]),
     }
@@ -117,7 +146,7 @@ def _services(settings: Settings, host: str, ports: Ports) -> list[_Service]:
                 str(programs / "dagster-webserver"),
                 *("--host", host, "--port", str(ports.dagster), "--workspace", workspace),
             ],
-            f"http://{host}:{ports.dagster}",
+            f"http://{shown}:{ports.dagster}",
             platform,
         ),
         _Service(
@@ -126,7 +155,7 @@ def _services(settings: Settings, host: str, ports: Ports) -> list[_Service]:
         _Service(
             "REST service",
             [str(programs / "bike-serving")],
-            f"http://{host}:{ports.serving}/health",
+            f"http://{shown}:{ports.serving}/health",
             {
                 "BIKE_SERVING_MLFLOW_URL": mlflow_url,
                 "BIKE_SERVING_MODEL_NAME": settings.model_name,
@@ -160,7 +189,7 @@ def _wait_until_answering(
     deadline = time.monotonic() + START_SECONDS
     while not stop():
         if process.poll() is not None:
-            raise PermanentError(f"{service.name} ended at once; its last words are in {_log(logs, service)}")
+            raise PermanentError(_last_words(service, process, logs))
         with (
             contextlib.suppress(urllib.error.URLError, OSError),
             urllib.request.urlopen(str(service.url), timeout=2),  # noqa: S310  our own address
@@ -174,22 +203,52 @@ def _wait_until_answering(
         time.sleep(0.3)
 
 
-def _end(running: list[tuple[_Service, subprocess.Popen[bytes]]]) -> None:
+def _last_words(service: _Service, process: subprocess.Popen[bytes], logs: Path) -> str:
+    log = _log(logs, service)
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    said = f": {lines[-1].strip()[:200]}" if lines else ""
+    return f"{service.name} ended with status {process.returncode}{said}; see {log} and start again"
+
+
+def _end(processes: list[subprocess.Popen[bytes]]) -> None:
+    """Ask every group to end, then make it: what a service started, runs included, ends with it."""
     for signal_number in (signal.SIGTERM, signal.SIGKILL):
-        for _, process in running:
+        for process in processes:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal_number)
         deadline = time.monotonic() + STOP_SECONDS
-        for _, process in running:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.1, deadline - time.monotonic()))
+        while any(_alive(process) for process in processes) and time.monotonic() < deadline:
+            time.sleep(0.1)
+
+
+def _alive(process: subprocess.Popen[bytes]) -> bool:
+    """Whether any process of a service's group is left."""
+    process.poll()
+    try:
+        os.killpg(process.pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _stop_on_signals() -> Callable[[], bool]:
     asked: list[int] = []
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda received, _frame: asked.append(received))
     return lambda: bool(asked)
+
+
+@contextlib.contextmanager
+def _alone(home: Path) -> Iterator[None]:
+    """Hold the home: two daemons over one would start everything twice."""
+    with (home / "up.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise PermanentError(
+                f"{home} is served by another `bike-assets up`; end that one or give another --home"
+            ) from error
+        yield
 
 
 def _require_free(name: str, host: str, port: int) -> None:
@@ -198,8 +257,12 @@ def _require_free(name: str, host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise PermanentError(
+                    f"cannot listen on {host}:{port} ({error.strerror}); choose another with --host or --{name}-port"
+                ) from error
             raise PermanentError(
-                f"port {port} on {host} is taken ({error.strerror}); choose another with --{name}-port"
+                f"port {port} on {host} is taken; end what listens there or choose another with --{name}-port"
             ) from error
 
 
