@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from bike_assets.core.errors import BikeError, PermanentError
@@ -47,7 +48,12 @@ Home = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and every log line.")]
 SourceOption = Annotated[
-    Source, typer.Option("--source", help="Where counts come from.", envvar="BIKE_SOURCE")
+    Source | None,
+    typer.Option(
+        "--source",
+        help="Where counts come from; by default what the home was filled from, else the simulator.",
+        envvar="BIKE_SOURCE",
+    ),
 ]
 DataOption = Annotated[
     list[Path] | None,
@@ -83,15 +89,15 @@ def demo(
     """
     settings = _settings(home, source, [*(data or []), *(more or [])])
     from bike_assets.demo import run_demo
+    from bike_assets.home import remember_source
 
+    remember_source(settings)
     with _session(settings, debug) as (definitions, instance), _progress() as say:
         result = run_demo(
             settings,
             definitions,
             instance,
-    from bike_assets.home import remember_source
             test_days=test_days,
-    remember_source(settings)
             train_until=_day(train_until),
             test_until=_day(test_until),
             progress=say,
@@ -116,17 +122,19 @@ def ingest(
 ) -> None:
     """Fetch and clean counts; all days that the source has, or those from --from to --to."""
     settings = _settings(home, source, [*(data or []), *(more or [])])
+    from bike_assets.home import remember_source
     from bike_assets.resources.source import CountsSourceResource
     from bike_assets.runner import materialize
 
+    remember_source(settings)
     with _session(settings, debug) as (definitions, instance), _progress() as say:
         span = CountsSourceResource.from_settings(settings).open().span()
         days = (_day(first) or span[0], _day(last) or span[1])
-    from bike_assets.home import remember_source
         say(f"raw_counts, cleaned_counts: {days[0]} to {days[1]}")
         outcome = materialize(definitions, instance, ["raw_counts", "cleaned_counts"], days=days)
+        for fault in outcome.faults:
+            say(fault)
         materialize(definitions, instance, ["counters"], outcome=outcome)
-    remember_source(settings)
     _report(_outcome(outcome, days), as_json, _print_mapping)
 
 
@@ -162,6 +170,8 @@ def materialize(
     with _session(settings, debug) as (definitions, instance), _progress() as say:
         say(f"{', '.join(assets)}{f': {start} to {end}' if days else ''}")
         outcome = runner.materialize(definitions, instance, assets, days=days)
+        for fault in outcome.faults:
+            say(fault)
     _report(_outcome(outcome, days), as_json, _print_mapping)
 
 
@@ -191,6 +201,9 @@ def champion_show(home: Home = DEFAULT_HOME, as_json: AsJson = False, debug: Deb
 
 @app.command()
 def up(
+    more: MoreData = None,
+    source: SourceOption = None,
+    data: DataOption = None,
     home: Home = DEFAULT_HOME,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     dagster_port: Annotated[int, typer.Option(help="Dagster UI.")] = 3000,
@@ -201,13 +214,20 @@ def up(
     """Start the Dagster UI, MLflow and the REST service over one home; Ctrl-C ends all of them.
 
     An empty home is filled with the demo first.
-    more: MoreData = None,
-    source: SourceOption = None,
-    data: DataOption = None,
     """
     from bike_assets.up import Ports, reachable, serve
 
+    ports = Ports(dagster=dagster_port, mlflow=mlflow_port, serving=serving_port)
+    ports.require_free(host)
+    settings = _settings(
+        home, source, [*(data or []), *(more or [])], mlflow_ui_url=f"http://{reachable(host)}:{mlflow_port}"
+    )
+    from bike_assets.home import prepare, remember_source
+
+    remember_source(settings)
     if not (settings.bundles_dir.is_dir() and any(settings.bundles_dir.iterdir())):
+        from bike_assets.demo import run_demo
+
         with _session(settings, debug) as (definitions, instance), _progress() as say:
             run_demo(settings, definitions, instance, progress=say)
     prepare(settings)
@@ -218,17 +238,7 @@ def main() -> None:
     """Run the command line; every error a user can make ends in one line on stderr."""
     debug = "--debug" in sys.argv
     try:
-    ports = Ports(dagster=dagster_port, mlflow=mlflow_port, serving=serving_port)
-    ports.require_free(host)
-    settings = _settings(
-        home, source, [*(data or []), *(more or [])], mlflow_ui_url=f"http://{reachable(host)}:{mlflow_port}"
-    )
-    from bike_assets.home import prepare, remember_source
-
-    remember_source(settings)
         app()
-        from bike_assets.demo import run_demo
-
     except BikeError as error:
         if debug:
             raise
@@ -279,8 +289,10 @@ def _session(settings: Settings, debug: bool) -> Iterator[tuple["dg.Definitions"
     prepare(settings)
     with _quiet(settings, debug):
         from bike_assets.build import build_defs
+        from bike_assets.recovery import end_dead_runs, only_command
 
-        with open_instance(settings) as instance:
+        with only_command(settings, _say), open_instance(settings) as instance:
+            end_dead_runs(settings, instance)
             yield build_defs(settings), instance
 
 
@@ -311,8 +323,9 @@ def _progress() -> Iterator[Any]:
     with console.status("starting") as spinner:
 
         def say(text: str) -> None:
-            console.print(f"[dim]{datetime.now().astimezone():%H:%M:%S}[/dim] {text}")
-            spinner.update(text)
+            # What is said may hold brackets of a file's own.
+            console.print(f"[dim]{datetime.now().astimezone():%H:%M:%S}[/dim] {escape(text)}", soft_wrap=True)
+            spinner.update(escape(text))
 
         yield say
 
