@@ -103,6 +103,8 @@ class ModelRegistry(dg.ConfigurableResource):  # type: ignore[type-arg]
         experiment_id = self._experiment(client)
         found = client.search_runs([experiment_id], f"tags.`{_RUN_TAG}` = '{dagster_run_id}'", max_results=1)
         if found and (done := self._version_of(client, found[0].info.run_id)):
+            # A step killed right after it registered has not named its challenger yet.
+            client.set_registered_model_alias(self.model_name, CHALLENGER, done.version)
             return done
         run_id = found[0].info.run_id if found else None
         with mlflow.start_run(run_id=run_id, experiment_id=None if run_id else experiment_id) as run:
