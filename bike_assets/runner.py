@@ -65,7 +65,7 @@ def materialize(
             ASSET_PARTITION_RANGE_START_TAG: days[0].isoformat(),
             ASSET_PARTITION_RANGE_END_TAG: days[1].isoformat(),
         }
-    result = definitions.get_implicit_global_asset_job_def().execute_in_process(
+    result = definitions.resolve_implicit_global_asset_job_def().execute_in_process(
         instance=instance,
         asset_selection=[dg.AssetKey(name) for name in assets],
         tags=tags,
