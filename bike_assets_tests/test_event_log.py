@@ -1,0 +1,192 @@
+"""The event log that keeps its connections: the same records as Dagster's own, from any number of writers."""
+
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
+
+from bike_assets.event_log import PooledSqliteEventLogStorage
+from bike_assets.home import open_instance
+from bike_assets.settings import Settings
+
+KEY = dg.AssetKey("counted")
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Opening a home sets these for its child processes; set first, so that monkeypatch restores them.
+    for name in ("DAGSTER_HOME", "BIKE_HOME", "BIKE_WAREHOUSE"):
+        monkeypatch.setenv(name, "")
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(home=tmp_path / "home")
+
+
+@pytest.fixture
+def instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
+    with open_instance(settings) as found:
+        yield found
+
+
+@dg.asset
+def counted(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+    context.log.info("é — a line of text")
+    return dg.MaterializeResult(metadata={"rows": 5})
+
+
+@dg.asset_check(asset=counted)
+def is_five() -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(passed=True)
+
+
+def run(instance: dg.DagsterInstance) -> str:
+    definitions = dg.Definitions(assets=[counted], asset_checks=[is_five])
+    job = definitions.resolve_implicit_global_asset_job_def()
+    return job.execute_in_process(
+        instance=instance, run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+    ).run_id
+
+
+def materialised(instance: dg.DagsterInstance) -> int:
+    return len(instance.fetch_materializations(KEY, limit=1000).records)
+
+
+def test_a_home_uses_it(instance: dg.DagsterInstance) -> None:
+    assert isinstance(instance.event_log_storage, PooledSqliteEventLogStorage)
+
+
+def test_dagsters_own_class_reads_the_same_records_from_the_same_files(
+    instance: dg.DagsterInstance, settings: Settings
+) -> None:
+    run_ids = [run(instance) for _ in range(2)]
+    ours = instance.event_log_storage
+    stock = SqliteEventLogStorage(str(settings.dagster_home / "history" / "runs"))
+
+    for run_id in run_ids:
+        events = ours.get_logs_for_run(run_id)
+        assert len(events) > 5
+        assert events == stock.get_logs_for_run(run_id)
+    records = dg.AssetRecordsFilter(asset_key=KEY)
+    assert ours.fetch_materializations(records, limit=10) == stock.fetch_materializations(records, limit=10)
+    assert ours.all_asset_keys() == stock.all_asset_keys() == [KEY]
+    assert ours.get_maximum_record_id() == stock.get_maximum_record_id()
+    check = dg.AssetCheckKey(KEY, "is_five")
+    history = ours.get_asset_check_execution_history(check, limit=5)
+    assert len(history) == 2
+    assert history == stock.get_asset_check_execution_history(check, limit=5)
+
+
+def test_it_reads_what_dagsters_own_class_wrote(tmp_path: Path) -> None:
+    home = tmp_path / "stock"
+    home.mkdir()
+    with dg.DagsterInstance.local_temp(str(home)) as stock:
+        run_id = run(stock)
+        base = next(home.rglob("index.db")).parent
+        expected = stock.event_log_storage.get_logs_for_run(run_id)
+
+    ours = PooledSqliteEventLogStorage(str(base))
+    assert ours.get_logs_for_run(run_id) == expected
+    ours.dispose()
+
+
+def test_a_failed_write_leaves_nothing_behind(instance: dg.DagsterInstance) -> None:
+    storage = instance.event_log_storage
+    assert isinstance(storage, PooledSqliteEventLogStorage)
+    run(instance)
+    before = materialised(instance)
+
+    def fail_half_way() -> None:
+        with storage.index_connection() as connection:
+            connection.exec_driver_sql("DELETE FROM event_logs")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_half_way()
+
+    assert materialised(instance) == before == 1
+
+
+def test_threads_may_write_at_once(instance: dg.DagsterInstance) -> None:
+    def report(n: int) -> None:
+        instance.report_runless_asset_event(dg.AssetMaterialization(KEY, metadata={"n": n}))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(report, range(20)))
+
+    records = instance.fetch_materializations(KEY, limit=100).records
+    assert sorted(record.asset_materialization.metadata["n"].value for record in records) == list(range(20))  # type: ignore[union-attr]
+
+
+WRITER = """
+    import sys
+    from pathlib import Path
+    import dagster as dg
+    from bike_assets.home import open_instance
+    from bike_assets.settings import Settings
+
+    with open_instance(Settings(home=Path(sys.argv[1]))) as instance:
+        print("ready", flush=True)
+        sys.stdin.readline()
+        for n in range(15):
+            instance.report_runless_asset_event(dg.AssetMaterialization("counted"))
+"""
+
+
+def test_processes_may_write_at_once(instance: dg.DagsterInstance, settings: Settings) -> None:
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(WRITER), str(settings.home)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    for writer in writers:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "ready\n"
+    for writer in writers:
+        assert writer.stdin is not None
+        writer.stdin.write("go\n")
+        writer.stdin.flush()
+    for _ in range(15):
+        instance.report_runless_asset_event(dg.AssetMaterialization(KEY))
+
+    for writer in writers:
+        _, errors = writer.communicate(timeout=120)
+        assert writer.returncode == 0, errors
+    assert materialised(instance) == 45
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are listed in /proc on Linux only")
+def test_disposing_closes_every_file_and_using_it_again_opens_them(settings: Settings) -> None:
+    with open_instance(settings) as instance:
+        run_id = run(instance)
+        storage = instance.event_log_storage
+        assert _open_files(settings.dagster_home), "nothing was kept open"
+
+        storage.dispose()
+
+        assert not _open_files(settings.dagster_home / "history" / "runs")
+        assert storage.get_logs_for_run(run_id)
+
+
+def _open_files(folder: Path) -> list[str]:
+    links = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        try:
+            target = descriptor.readlink()
+        except OSError:  # closed since it was listed
+            continue
+        if target.is_relative_to(folder):
+            links.append(str(target))
+    return links
