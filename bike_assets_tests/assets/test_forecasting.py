@@ -1,0 +1,417 @@
+"""From cleaned counts to the forecast that serves: samples, hashes, who is judged on what, and who may serve."""
+
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any, ClassVar
+
+import dagster as dg
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
+
+from bike_assets.assets.forecasting import (
+    CHUNK_DAYS,
+    FEATURES,
+    build_champion,
+    build_features_asset,
+    build_predictions,
+    chunks,
+    data_hash,
+    judge,
+    newest_day,
+    training_rows,
+)
+from bike_assets.assets.ingestion import store
+from bike_assets.core.contracts import CLEANED_COUNTS, PREDICTIONS
+from bike_assets.core.errors import PermanentError
+from bike_assets.core.model import Forecaster
+from bike_assets.core.promotion import PromotionPolicy
+from bike_assets.partitions import service_days
+from bike_assets.resources.bundles import BundleStore
+from bike_assets.resources.registry import CHALLENGER, CHAMPION, PREVIOUS, ModelRegistry, ModelVersion
+from bike_assets.resources.warehouse import DuckDBWarehouse
+from bike_assets.runner import Outcome, materialize
+from bike_assets_tests.tables import (
+    TRAINED_UNTIL,
+    batch,
+    day_rows,
+    small_city,
+    small_features,
+    small_forecaster,
+    version_tags,
+)
+
+PARTITIONS = service_days(date(2024, 1, 1))
+KEYS = ["service_date", "counter_id", "target_ts"]
+FIRST_FEATURES = TRAINED_UNTIL - timedelta(days=23)
+NEXT = TRAINED_UNTIL + timedelta(days=1)
+POLICY = PromotionPolicy()
+
+
+def version(number: str, trained_until: date = TRAINED_UNTIL) -> ModelVersion:
+    return ModelVersion("bike-traffic", number, f"run-{number}", version_tags(trained_until))
+
+
+@pytest.fixture
+def warehouse(tmp_path: Path) -> DuckDBWarehouse:
+    return DuckDBWarehouse(path=str(tmp_path / "warehouse.duckdb"))
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> DuckDBWarehouse:
+    """Cleaned counts of the small city, a week beyond the training, and the features of the training. Read only."""
+    found = DuckDBWarehouse(path=str(tmp_path_factory.mktemp("filled") / "warehouse.duckdb"))
+    days = small_city()["service_date"]
+    found.replace(CLEANED_COUNTS, small_city(), days.min(), days.max())  # type: ignore[arg-type]
+    found.replace(FEATURES, small_features(FIRST_FEATURES, TRAINED_UNTIL), FIRST_FEATURES, TRAINED_UNTIL)
+    return found
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as found:
+        yield found
+
+
+@given(st.dates(date(2016, 1, 1), date(2025, 1, 1)), st.integers(0, 400))
+@settings(max_examples=50, deadline=None)
+def test_chunks_are_the_range_in_order_without_gap_or_overlap(first: date, length: int) -> None:
+    last = first + timedelta(days=length)
+
+    days = [
+        start + timedelta(days=offset)
+        for start, end in chunks(first, last)
+        for offset in range((end - start).days + 1)
+    ]
+
+    assert days == [first + timedelta(days=offset) for offset in range(length + 1)]
+    assert all((end - start).days < CHUNK_DAYS for start, end in chunks(first, last))
+
+
+def test_the_training_sample_is_bounded_and_of_the_days_asked_for(filled: DuckDBWarehouse) -> None:
+    sample = training_rows(filled, TRAINED_UNTIL - timedelta(days=2), days=10, rows=1000, seed=1)
+
+    assert 850 < sample.height < 1150
+    days = sample["service_date"]
+    assert days.max() == TRAINED_UNTIL - timedelta(days=2)
+    assert days.min() == TRAINED_UNTIL - timedelta(days=11)
+    assert sample.select(KEYS).is_duplicated().sum() == 0
+
+
+def test_the_training_sample_is_everything_where_there_is_little(filled: DuckDBWarehouse) -> None:
+    everything = filled.read(FEATURES).sort(KEYS)
+
+    assert_frame_equal(training_rows(filled, TRAINED_UNTIL, days=400, rows=10**6, seed=1), everything)
+
+
+def test_the_training_sample_follows_from_data_and_seed_alone(
+    filled: DuckDBWarehouse, warehouse: DuckDBWarehouse
+) -> None:
+    rows = filled.read(FEATURES)
+    for half in (1, 0):
+        part = rows.filter(pl.col("service_date").dt.day() % 2 == half)
+        for day in part["service_date"].unique():
+            shuffled = part.filter(service_date=day).sample(fraction=1, shuffle=True, seed=half)
+            warehouse.replace(FEATURES, shuffled, day, day)
+
+    sample = training_rows(filled, TRAINED_UNTIL, days=24, rows=1000, seed=1)
+
+    assert_frame_equal(training_rows(warehouse, TRAINED_UNTIL, days=24, rows=1000, seed=1), sample)
+    assert not training_rows(filled, TRAINED_UNTIL, days=24, rows=1000, seed=2).equals(sample)
+
+
+def test_no_features_are_said_to_be_missing(warehouse: DuckDBWarehouse) -> None:
+    with pytest.raises(PermanentError, match="materialise features first"):
+        training_rows(warehouse, TRAINED_UNTIL, days=24, rows=1000, seed=1)
+
+
+def test_no_counts_are_said_to_be_missing(warehouse: DuckDBWarehouse, filled: DuckDBWarehouse) -> None:
+    with pytest.raises(PermanentError, match="materialise raw_counts and cleaned_counts first"):
+        newest_day(warehouse)
+
+    assert newest_day(filled) == TRAINED_UNTIL + timedelta(days=7)
+
+
+def test_the_data_hash_changes_with_the_content_up_to_the_day_and_with_nothing_else(
+    warehouse: DuckDBWarehouse,
+) -> None:
+    days = [date(2024, 3, 1) + timedelta(days=offset) for offset in range(3)]
+
+    def stored(change: float = 0.0, day: date = days[0], at: int = 1) -> str:
+        given = batch(*(day_rows(d, count=lambda n: n + (change if d == day else 0)) for d in days))  # noqa: B023
+        store(warehouse, given, days[0], days[-1], now=datetime(2024, 4, at, tzinfo=UTC))
+        return data_hash(warehouse, days[1])
+
+    before = stored()
+    assert stored(at=2) == before, "ingesting the same again is no other data"
+    assert stored(1.0, days[2]) == before, "what came after the training is not its data"
+    assert stored(1.0, days[1]) != before
+    assert stored() == before
+    assert data_hash(warehouse, days[2]) != before
+
+
+class Registry(ModelRegistry):
+    """Stands for MLflow: aliases, forecasters and holdouts of the small model; remembers what was done in order."""
+
+    aliases: ClassVar[dict[str, ModelVersion]] = {}
+    done: ClassVar[list[str]] = []
+    broken: ClassVar[set[str]] = set()
+
+    def by_alias(self, alias: str) -> ModelVersion | None:
+        return self.aliases.get(alias)
+
+    def set_alias(self, alias: str, version: ModelVersion) -> None:
+        self.done.append(f"{alias} -> {version.version}")
+        self.aliases[alias] = version
+
+    def load_forecaster(self, version: ModelVersion) -> Forecaster:
+        return small_forecaster(1 if version.version in ("1", "2") else 9)
+
+    def load_holdout(self, version: ModelVersion) -> pl.DataFrame:
+        holdout = small_forecaster().holdout
+        if version.version in self.broken:
+            return holdout.with_columns(forecast=pl.col("forecast") * 5)
+        return holdout
+
+    def run_url(self, run_id: str) -> str:
+        return f"http://mlflow.test/{run_id}"
+
+
+class Bundles(BundleStore):
+    """Stands for the bundle folder."""
+
+    fails: ClassVar[list[str]] = []
+
+    def publish(self, version: ModelVersion, *_: Any) -> str:
+        if self.fails:
+            raise PermanentError(self.fails[0])
+        Registry.done.append(f"bundle of {version.version}")
+        return "b" * 32
+
+
+@pytest.fixture
+def registry() -> Registry:
+    Registry.aliases.clear()
+    Registry.done.clear()
+    Registry.broken.clear()
+    Bundles.fails.clear()
+    return Registry(tracking_uri="", artifacts_dir="", ui_url="", model_name="bike-traffic")
+
+
+def run(
+    asset: dg.AssetsDefinition,
+    instance: dg.DagsterInstance,
+    warehouse: DuckDBWarehouse,
+    registry: Registry | None = None,
+    days: tuple[date, date] | None = None,
+) -> Outcome:
+    resources = {
+        "warehouse": warehouse,
+        "registry": registry,
+        "bundles": Bundles(bundles_dir="", keys_dir=""),
+    }
+    definitions = dg.Definitions(assets=[asset], resources=resources)
+    return materialize(definitions, instance, [asset.key.to_user_string()], days=days)
+
+
+def truth_days() -> list[date]:
+    return sorted(holdout_days(small_forecaster().holdout)["day"].unique())
+
+
+def holdout_days(holdout: pl.DataFrame) -> pl.DataFrame:
+    local = pl.col("target_ts").dt.convert_time_zone("Europe/Paris").dt.date()
+    return holdout.with_columns(day=local)
+
+
+def r2(truth: pl.Series, forecast: pl.Series) -> float:
+    t, f = truth.to_numpy(), forecast.to_numpy()
+    return float(1 - ((t - f) ** 2).sum() / ((t - t.mean()) ** 2).sum())
+
+
+def test_the_first_challenger_is_judged_on_all_days_it_did_not_see(
+    filled: DuckDBWarehouse, registry: Registry
+) -> None:
+    answer = judge(version("1"), None, registry, filled, PromotionPolicy(min_days=1, floor_r2=-10))
+
+    holdout = small_forecaster().holdout
+    assert answer.promote
+    assert answer.n_days == len(truth_days())
+    assert answer.challenger_r2 == pytest.approx(r2(holdout["hourly_count"], holdout["forecast"]))
+
+
+def test_days_that_the_incumbent_was_trained_on_are_left_out_for_both(
+    filled: DuckDBWarehouse, registry: Registry
+) -> None:
+    days = truth_days()
+    incumbent = version("9", trained_until=days[2])
+
+    answer = judge(version("1"), incumbent, registry, filled, PromotionPolicy(min_days=1))
+
+    rows = holdout_days(small_forecaster().holdout).filter(pl.col("day") > days[2])
+    theirs = (
+        small_forecaster(9)
+        .predict(rows.select(KEYS).join(filled.read(FEATURES), on=KEYS))
+        .rename({"forecast": "theirs"})
+    )
+    joined = rows.join(theirs.select(*KEYS, "theirs"), on=KEYS)
+    assert joined.height == rows.height > 0
+    assert answer.n_days == len(days) - 3
+    assert answer.challenger_r2 == pytest.approx(r2(joined["hourly_count"], joined["forecast"]))
+    assert answer.champion_r2 == pytest.approx(r2(joined["hourly_count"], joined["theirs"]))
+
+
+def test_without_a_day_that_neither_has_seen_nobody_is_promoted(
+    filled: DuckDBWarehouse, registry: Registry
+) -> None:
+    answer = judge(version("1"), version("9", trained_until=truth_days()[-1]), registry, filled, POLICY)
+
+    assert not answer.promote
+
+
+def test_the_first_champion_is_published_before_it_is_named(
+    filled: DuckDBWarehouse, registry: Registry, instance: dg.DagsterInstance
+) -> None:
+    registry.aliases[CHALLENGER] = version("1")
+
+    outcome = run(build_champion(PromotionPolicy(min_days=1, floor_r2=-10)), instance, filled, registry)
+
+    assert registry.done == ["bundle of 1", "champion -> 1"]
+    assert outcome.metadata["champion"]["bundle_id"].value == "b" * 32
+
+
+def test_a_challenger_that_is_no_better_leaves_the_champion_where_it_is(
+    filled: DuckDBWarehouse, registry: Registry, instance: dg.DagsterInstance
+) -> None:
+    registry.aliases[CHALLENGER] = version("1")
+    registry.aliases[CHAMPION] = version("9", trained_until=truth_days()[0])
+    registry.broken.add("1")
+
+    run(build_champion(PromotionPolicy(min_days=1)), instance, filled, registry)
+
+    assert registry.aliases[CHAMPION].version == "9"
+    assert registry.done == ["bundle of 9"]
+
+
+def test_a_promotion_remembers_who_served_before(
+    filled: DuckDBWarehouse, registry: Registry, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.aliases[CHALLENGER] = version("1")
+    registry.aliases[CHAMPION] = version("9", trained_until=truth_days()[0])
+
+    class Awful(Forecaster):
+        def predict(self, features: pl.DataFrame) -> pl.DataFrame:
+            return small_forecaster().predict(features).with_columns(forecast=pl.lit(500.0))
+
+    monkeypatch.setattr(Registry, "load_forecaster", lambda _self, _version: Awful())
+    run(build_champion(PromotionPolicy(min_days=1, floor_r2=-10)), instance, filled, registry)
+
+    assert registry.done == ["bundle of 1", "previous -> 9", "champion -> 1"]
+    assert registry.aliases[PREVIOUS].version == "9"
+
+
+def test_deciding_again_changes_nothing(
+    filled: DuckDBWarehouse, registry: Registry, instance: dg.DagsterInstance
+) -> None:
+    registry.aliases[CHALLENGER] = registry.aliases[CHAMPION] = version("1")
+
+    outcome = run(build_champion(POLICY), instance, filled, registry)
+
+    assert outcome.metadata["champion"]["decision"].value == "unchanged"
+    assert registry.done == ["bundle of 1"]
+
+
+def test_a_bundle_that_cannot_be_written_moves_no_alias(
+    filled: DuckDBWarehouse, registry: Registry, instance: dg.DagsterInstance
+) -> None:
+    registry.aliases[CHALLENGER] = version("1")
+    Bundles.fails.append("the disk is full; make room")
+
+    with pytest.raises(PermanentError, match="the disk is full"):
+        run(build_champion(PromotionPolicy(min_days=1, floor_r2=-10)), instance, filled, registry)
+
+    assert CHAMPION not in registry.aliases
+
+
+def test_without_a_challenger_it_says_what_to_do(
+    filled: DuckDBWarehouse, registry: Registry, instance: dg.DagsterInstance
+) -> None:
+    with pytest.raises(PermanentError, match="materialise trained_model first"):
+        run(build_champion(POLICY), instance, filled, registry)
+
+
+def test_nothing_below_the_floor_serves_even_where_nobody_does(
+    filled: DuckDBWarehouse, registry: Registry, instance: dg.DagsterInstance
+) -> None:
+    registry.aliases[CHALLENGER] = version("1")
+    registry.broken.add("1")
+
+    with pytest.raises(PermanentError, match="was not promoted and nothing serves yet"):
+        run(build_champion(PromotionPolicy(min_days=1)), instance, filled, registry)
+
+
+@pytest.mark.parametrize("first", [TRAINED_UNTIL - timedelta(days=3), TRAINED_UNTIL])
+def test_a_forecast_that_would_be_scored_on_its_own_training_is_refused(
+    filled: DuckDBWarehouse, registry: Registry, instance: dg.DagsterInstance, first: date
+) -> None:
+    registry.aliases[CHAMPION] = version("1")
+
+    with pytest.raises(PermanentError, match="choose issue dates after that day"):
+        run(build_predictions(PARTITIONS), instance, filled, registry, (first, NEXT))
+
+    assert not filled.exists(PREDICTIONS)
+
+
+def test_without_a_champion_no_forecast(
+    filled: DuckDBWarehouse, registry: Registry, instance: dg.DagsterInstance
+) -> None:
+    with pytest.raises(PermanentError, match="has no champion yet"):
+        run(build_predictions(PARTITIONS), instance, filled, registry, (NEXT, NEXT))
+
+
+@pytest.fixture
+def copy(warehouse: DuckDBWarehouse) -> DuckDBWarehouse:
+    """A warehouse of its own with the small city's counts."""
+    days = small_city()["service_date"]
+    warehouse.replace(CLEANED_COUNTS, small_city(), days.min(), days.max())  # type: ignore[arg-type]
+    return warehouse
+
+
+def test_features_of_a_partition_are_the_same_alone_and_in_a_range(
+    copy: DuckDBWarehouse, instance: dg.DagsterInstance
+) -> None:
+    asset = build_features_asset(PARTITIONS)
+    last = NEXT + timedelta(days=1)
+    run(asset, instance, copy, days=(TRAINED_UNTIL, last))
+    whole = copy.read(FEATURES)
+    assert sorted(whole["service_date"].unique()) == [TRAINED_UNTIL, NEXT, last]
+
+    run(asset, instance, copy, days=(NEXT, NEXT))
+
+    assert_frame_equal(copy.read(FEATURES), whole, check_exact=True)
+    assert_frame_equal(
+        whole.filter(service_date=NEXT), small_features(NEXT, NEXT).sort("counter_id", "target_ts")
+    )
+
+
+def test_vintages_are_what_the_champion_says_and_the_newest_is_published(
+    copy: DuckDBWarehouse, registry: Registry, instance: dg.DagsterInstance
+) -> None:
+    registry.aliases[CHAMPION] = version("1")
+    newest = TRAINED_UNTIL + timedelta(days=8)
+    run(build_features_asset(PARTITIONS), instance, copy, days=(NEXT, newest))
+    asset = build_predictions(PARTITIONS)
+
+    run(asset, instance, copy, registry, (NEXT, NEXT))
+    assert registry.done == [], "an old vintage is nothing to serve"
+    run(asset, instance, copy, registry, (NEXT, newest))
+    assert registry.done == ["bundle of 1"]
+
+    rows = copy.read(PREDICTIONS)
+    expected = small_forecaster().predict(copy.read(FEATURES))
+    assert_frame_equal(rows.select(expected.columns), expected.sort(KEYS), check_exact=True)
+    assert set(rows["model_version"]) == {"1"}
+    assert np.isfinite(rows["forecast"].to_numpy()).all()
