@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 
 import polars as pl
+import pytest
 
 from bike_assets.core.calendar import days_between, hours_of_day, local_columns
 from bike_assets.core.contracts import CLEANED_COUNTS, COUNTERS
@@ -28,6 +29,12 @@ TRAINED_UNTIL = date(2024, 5, 31)
 """Last local day of counts that `small_forecaster` saw."""
 
 _TRAINING_DAYS = 24
+
+BETA_BACKFILL_POLICY = pytest.mark.filterwarnings(
+    # Dagster calls the option beta with which a range of partitions is one run.
+    "ignore:Parameter `backfill_policy` of:dagster_shared.utils.warnings.BetaWarning"
+)
+"""Mark of tests that build assets themselves."""
 
 
 def day_rows(

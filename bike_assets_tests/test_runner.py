@@ -10,6 +10,9 @@ import pytest
 from bike_assets.core.errors import ContractError, PermanentError
 from bike_assets.partitions import service_days, window
 from bike_assets.runner import Outcome, materialize
+from bike_assets_tests.tables import BETA_BACKFILL_POLICY
+
+pytestmark = BETA_BACKFILL_POLICY
 
 PARTITIONS = service_days(date(2024, 1, 1))
 RANGE = (date(2024, 2, 1), date(2024, 2, 29))

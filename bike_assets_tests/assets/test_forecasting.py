@@ -36,6 +36,7 @@ from bike_assets.resources.registry import CHALLENGER, CHAMPION, PREVIOUS, Model
 from bike_assets.resources.warehouse import DuckDBWarehouse
 from bike_assets.runner import Outcome, materialize
 from bike_assets_tests.tables import (
+    BETA_BACKFILL_POLICY,
     TRAINED_UNTIL,
     batch,
     day_rows,
@@ -44,6 +45,8 @@ from bike_assets_tests.tables import (
     small_forecaster,
     version_tags,
 )
+
+pytestmark = BETA_BACKFILL_POLICY
 
 PARTITIONS = service_days(date(2024, 1, 1))
 KEYS = ["service_date", "counter_id", "target_ts"]

@@ -1,0 +1,263 @@
+"""The dbt models over a tiny DuckDB, run by Dagster as the platform runs them."""
+
+import os
+import warnings
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import polars as pl
+import pytest
+import yaml
+from polars.testing import assert_frame_equal
+
+from bike_assets.assets.ingestion import store
+from bike_assets.core.calendar import hours_of_day
+from bike_assets.core.contracts import CLEANED_COUNTS, COUNTERS, PREDICTIONS, TableContract
+from bike_assets.resources.warehouse import DuckDBWarehouse
+from bike_assets.runner import materialize
+from bike_assets.settings import REPOSITORY, Settings
+from bike_assets_tests.tables import BETA_BACKFILL_POLICY, batch, day_rows
+
+with warnings.catch_warnings():
+    # A package of dagster-dbt's, which nothing here can replace, deprecates itself while it is imported.
+    warnings.filterwarnings("ignore", "sqlglotrs is deprecated", DeprecationWarning)
+    from bike_assets.assets.transformation import partition_vars
+    from bike_assets.build import build_defs
+
+pytestmark = [
+    # dagster-dbt reads an attribute that Dagster deprecates.
+    pytest.mark.filterwarnings("ignore:AssetExecutionContext.op is deprecated:DeprecationWarning"),
+    BETA_BACKFILL_POLICY,
+]
+
+FIRST = date(2024, 10, 24)
+AUTUMN = date(2024, 10, 27)
+LAST = date(2024, 10, 29)
+DAYS = [FIRST + timedelta(days=offset) for offset in range((LAST - FIRST).days + 1)]
+EARLY, LATE = datetime(2024, 11, 1, tzinfo=UTC), datetime(2024, 11, 2, tzinfo=UTC)
+FORECAST_HOUR = hours_of_day(FIRST)[8]
+
+Tables = dict[str, pl.DataFrame]
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tables]:
+    """Every model's table after building the whole range, and after building two of its days alone again."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("BIKE_WAREHOUSE", "PATH"):  # building definitions sets them; this puts them back
+            patch.setenv(name, os.environ.get(name, ""))
+        settings = Settings(home=tmp_path_factory.mktemp("dbt"), partitions_start=FIRST)
+        warehouse = DuckDBWarehouse(path=str(settings.warehouse_path))
+        store(warehouse, batch(*raw()), FIRST, LAST, now=LATE)
+        warehouse.replace(PREDICTIONS, predictions(), FIRST, FIRST)
+        definitions = build_defs(settings)
+        with dg.DagsterInstance.ephemeral() as instance:
+
+            def build(*assets: str, **how: Any) -> None:
+                materialize(definitions, instance, assets, **how)
+
+            build("cleaned_counts", days=(FIRST, LAST))
+            whole = warehouse.read(CLEANED_COUNTS)
+            build("cleaned_counts", days=(AUTUMN, AUTUMN + timedelta(days=1)))
+            build("counters", "forecast_accuracy")
+        yield {
+            "cleaned": whole,
+            "again": warehouse.read(CLEANED_COUNTS),
+            "counters": warehouse.read(COUNTERS),
+            "accuracy": warehouse.query("SELECT * FROM bike_traffic_analytics.forecast_accuracy"),
+        }
+
+
+def raw() -> list[pl.DataFrame]:
+    """One counter a case."""
+    frames = [day_rows(day, "plain", lambda n: 10.0 + n) for day in DAYS]
+    # A later export corrects an earlier one downwards; on the next day both end at the same hour.
+    frames += [
+        day_rows(FIRST, "corrected", lambda _: 50.0, published_until=EARLY, source_file="a"),
+        day_rows(FIRST, "corrected", lambda _: 40.0, published_until=LATE, source_file="b"),
+        day_rows(DAYS[1], "corrected", lambda _: 30.0, published_until=LATE, source_file="a"),
+        day_rows(DAYS[1], "corrected", lambda _: 0.0, published_until=LATE, source_file="b"),
+        day_rows(DAYS[2], "corrected", lambda _: 30.0, published_until=LATE, source_file="a"),
+        day_rows(DAYS[2], "corrected", lambda _: None, published_until=LATE, source_file="b"),
+        day_rows(DAYS[3], "corrected", lambda _: 7.0, published_until=LATE, source_file="a"),
+        day_rows(DAYS[3], "corrected", lambda _: 7.0, published_until=LATE, source_file="b"),
+    ]
+    # The portal's autumn: the second of the two hours that the clock calls 2 holds both.
+    hours = hours_of_day(AUTUMN)
+    frames += [
+        day_rows(AUTUMN, "merged", lambda _: 8.0, hours=hours[:2] + hours[3:]),
+        day_rows(DAYS[1], "merged", lambda _: 8.0, hours=hours_of_day(DAYS[1])[:2]),
+    ]
+    # Zeros from noon of the 25th to noon of the 27th; and 23 zeros, which are a quiet day and no outage.
+    frames += [
+        day_rows(FIRST, "dead", lambda _: 5.0),
+        day_rows(DAYS[1], "dead", lambda n: 5.0 if n < 12 else 0.0),
+        day_rows(DAYS[2], "dead", lambda _: 0.0),
+        day_rows(AUTUMN, "dead", lambda n: 0.0 if n < 12 else 5.0),
+        day_rows(FIRST, "quiet", lambda n: 5.0 if n == 0 else 0.0),
+        day_rows(DAYS[1], "quiet", lambda _: 5.0),
+    ]
+    frames += [day_rows(FIRST, "spiky", lambda n: {3: 2999.0, 4: 3000.0}.get(n, 5.0))]
+    # Renamed with the newest export, which is not the one with the newest hour.
+    frames += [
+        day_rows(FIRST, "renamed", published_until=LATE).with_columns(counter_name=pl.lit("New")),
+        day_rows(DAYS[1], "renamed", published_until=EARLY).with_columns(counter_name=pl.lit("Old")),
+    ]
+    return frames
+
+
+def predictions() -> pl.DataFrame:
+    """Forecasts of two hours of one counter, the second for an hour nobody counted."""
+    return PREDICTIONS.conform(
+        pl.DataFrame(
+            {
+                "service_date": [FIRST] * 2,
+                "counter_id": ["plain"] * 2,
+                "target_ts": [FORECAST_HOUR, datetime(2024, 12, 1, tzinfo=UTC)],
+                "horizon": [1] * 2,
+                "forecast": [20.0] * 2,
+                "lower_80": [17.5] * 2,
+                "upper_80": [17.9] * 2,
+                "lower_90": [18.0] * 2,
+                "upper_90": [25.0] * 2,
+                "mean4": [23.0] * 2,
+                "seasonal_naive": [1.0] * 2,
+                "model_name": ["m"] * 2,
+                "model_version": ["4"] * 2,
+                "run_id": ["r"] * 2,
+            }
+        )
+    )
+
+
+def of(tables: Tables, counter: str, day: date | None = None, name: str = "cleaned") -> pl.DataFrame:
+    rows = tables[name].filter(counter_id=counter).sort("ts_utc")
+    return rows if day is None else rows.filter(service_date=day)
+
+
+def test_a_later_export_corrects_an_earlier_one_also_downwards(tables: Tables) -> None:
+    rows = of(tables, "corrected", FIRST)
+
+    assert rows.height == 24
+    assert rows["hourly_count"].unique().to_list() == [40]
+    assert rows["published_until"].unique().to_list() == [LATE]
+    assert rows["revisions"].unique().to_list() == [2]
+
+
+def test_between_exports_that_end_together_the_larger_count_stands(tables: Tables) -> None:
+    assert of(tables, "corrected", DAYS[1])["hourly_count"].unique().to_list() == [30]
+    assert of(tables, "corrected", DAYS[2])["hourly_count"].unique().to_list() == [30]
+
+
+def test_the_same_count_published_twice_is_no_revision(tables: Tables) -> None:
+    assert of(tables, "corrected", DAYS[3])["revisions"].unique().to_list() == [1]
+
+
+def test_nothing_is_lost_and_nothing_is_double(tables: Tables) -> None:
+    published = pl.concat(raw()).select("counter_id", "ts_utc").unique().sort("counter_id", "ts_utc")
+
+    assert_frame_equal(
+        tables["cleaned"].select("counter_id", "ts_utc").sort("counter_id", "ts_utc"), published
+    )
+
+
+def test_only_the_one_row_of_the_repeated_hour_is_merged(tables: Tables) -> None:
+    merged = tables["cleaned"].filter("is_merged_hour")
+
+    assert merged.select("counter_id", "ts_utc", "local_hour").rows() == [
+        ("merged", hours_of_day(AUTUMN)[3], 2)
+    ]
+    assert of(tables, "plain", AUTUMN).filter(local_hour=2).height == 2
+
+
+def test_a_long_run_of_zeros_is_an_outage_from_its_24th_hour_day_by_day(tables: Tables) -> None:
+    flagged = of(tables, "dead").group_by("service_date").agg(pl.col("is_outage").sum()).sort("service_date")
+
+    # Twelve zeros are not yet one on the day they are published; the flags of that day never look ahead.
+    assert flagged["is_outage"].to_list() == [0, 0, 24, 12]
+    assert not of(tables, "dead").filter(pl.col("hourly_count") > 0)["is_outage"].any()
+
+
+def test_a_quiet_day_is_no_outage(tables: Tables) -> None:
+    assert not of(tables, "quiet")["is_outage"].any()
+
+
+def test_an_impossible_count_is_flagged_and_kept(tables: Tables) -> None:
+    assert of(tables, "spiky").filter("is_spike")["hourly_count"].to_list() == [3000]
+    assert 2999 in of(tables, "spiky")["hourly_count"]
+
+
+def test_a_partition_built_alone_is_the_one_built_in_a_range(tables: Tables) -> None:
+    """The two days built again hold a merged hour and the end of an outage that began before them."""
+    assert_frame_equal(tables["again"], tables["cleaned"], check_exact=True)
+
+
+def test_tables_keep_their_contracts(tables: Tables) -> None:
+    assert CLEANED_COUNTS.violations(tables["cleaned"]) == []
+    assert COUNTERS.violations(tables["counters"]) == []
+
+
+def test_a_counter_is_described_by_the_newest_export_and_lives_from_first_to_last(tables: Tables) -> None:
+    (row,) = tables["counters"].filter(counter_id="renamed").rows(named=True)
+
+    assert row["counter_name"] == "New"
+    assert (row["first_seen"], row["last_seen"]) == (hours_of_day(FIRST)[0], hours_of_day(DAYS[1])[-1])
+    assert row["hours"] == 48
+    assert tables["counters"].height == tables["cleaned"]["counter_id"].n_unique()
+
+
+def test_the_level_of_a_counter_leaves_out_what_is_flagged(tables: Tables) -> None:
+    means = dict(tables["counters"].select("counter_id", "mean_hourly_count").iter_rows())
+
+    spiky = of(tables, "spiky").filter(~pl.col("is_spike"))
+    assert means["spiky"] == pytest.approx(spiky["hourly_count"].mean())
+    dead = of(tables, "dead").filter(~pl.col("is_outage"))
+    assert means["dead"] == pytest.approx(dead["hourly_count"].mean())
+
+
+def test_realised_errors_are_of_hours_with_truth_alone(tables: Tables) -> None:
+    (row,) = tables["accuracy"].rows(named=True)
+
+    assert (row["service_date"], row["issue_date"], row["horizon"]) == (FIRST, FIRST, 1)
+    assert (row["counter_id"], row["model_version"], row["hours"]) == ("plain", "4", 1)
+    # Truth is 18, the forecast 20 and the baseline 23.
+    sums = ("truth_sum", "truth_square_sum", "error_sum", "absolute_error_sum", "squared_error_sum")
+    assert [float(row[name]) for name in sums] == [18, 324, 2, 2, 4]
+    assert float(row["mean4_squared_error_sum"]) == 25
+    assert (int(row["hours_in_80"]), int(row["hours_in_90"])) == (0, 1)
+
+
+def described() -> dict[str, list[str]]:
+    path = REPOSITORY / "dbt_project" / "models" / "marts" / "_marts.yml"
+    models = yaml.safe_load(path.read_text(encoding="utf-8"))["models"]
+    return {model["name"]: [column["name"] for column in model["columns"]] for model in models}
+
+
+@pytest.mark.parametrize("contract", [CLEANED_COUNTS, COUNTERS], ids=lambda contract: contract.name)
+def test_the_description_of_a_model_is_its_contract(contract: TableContract) -> None:
+    path = REPOSITORY / "dbt_project" / "models" / "marts" / "_marts.yml"
+    models = {model["name"]: model for model in yaml.safe_load(path.read_text(encoding="utf-8"))["models"]}
+    columns = {column["name"]: column for column in models[contract.name]["columns"]}
+
+    assert list(columns) == contract.column_names
+    for column in contract.columns:
+        assert columns[column.name]["description"] == column.description
+        tests = columns[column.name].get("data_tests", [])
+        assert not ("not_null" in tests and column.nullable), column.name
+
+
+def test_every_column_of_the_accuracy_table_is_described(tables: Tables) -> None:
+    assert described()["forecast_accuracy"] == tables["accuracy"].columns
+
+
+def test_every_model_is_described() -> None:
+    folder = Path(REPOSITORY / "dbt_project" / "models" / "marts")
+
+    assert set(described()) == {path.stem for path in folder.glob("*.sql")}
+
+
+def test_a_build_is_limited_to_its_partitions_both_ends_included() -> None:
+    assert partition_vars(FIRST, LAST) == {"first_date": "2024-10-24", "last_date": "2024-10-29"}
