@@ -122,10 +122,9 @@ def _described(
     The events are collected first, because dbt holds the warehouse open while it streams.
     """
     for event in list(events):
-        contract = contracts.get(getattr(event, "asset_key", dg.AssetKey("")).path[-1])
-        if contract is None or not isinstance(
-            event, dg.Output | dg.AssetMaterialization | dg.MaterializeResult
-        ):
+        # Inside an asset dbt's models come as outputs, which carry the asset's name and not its key.
+        contract = contracts.get(event.output_name) if isinstance(event, dg.Output) else None
+        if contract is None:
             yield event
             continue
         rows = warehouse.read(contract, first, last) if first else warehouse.read(contract)
