@@ -45,25 +45,32 @@ def prepare(settings: Settings) -> None:
     Raises:
         PermanentError: the folder cannot be written.
     """
-    try:
+    with _writing(settings):
         settings.dagster_home.mkdir(parents=True, exist_ok=True)
         text = _INSTANCE_TEMPLATE.read_text(encoding="utf-8")
         (settings.dagster_home / "dagster.yaml").write_text(
             text.replace("@DAGSTER_HOME@", str(settings.dagster_home)), encoding="utf-8"
         )
+    os.environ["DAGSTER_HOME"] = str(settings.dagster_home)
+    os.environ["BIKE_HOME"] = str(settings.home)
+
+
+@contextmanager
+def _writing(settings: Settings) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise PermanentError(
             f"{settings.home} cannot be written: {error.strerror}; give another folder with --home"
         ) from error
-    os.environ["DAGSTER_HOME"] = str(settings.dagster_home)
-    os.environ["BIKE_HOME"] = str(settings.home)
 
 
 def remember_source(settings: Settings) -> None:
     """Note in the home where its counts come from, so that a run started later reads the same source.
 
     Raises:
-        PermanentError: the home holds the counts of another source, which this one would overwrite day by day.
+        PermanentError: the folder cannot be written, or holds the counts of another source, which this one would
+            overwrite day by day.
     """
     known = recall_source(settings.home)
     if known and known["source"] != settings.source and settings.warehouse_path.exists():
@@ -75,11 +82,12 @@ def remember_source(settings: Settings) -> None:
     # A later export seldom repeats what the earlier ones hold, and their days may be asked for again.
     earlier = [path for path in known.get("data", []) if Path(path).exists() and path not in values["data"]]
     values["data"] = [*earlier, *values["data"]]
-    settings.home.mkdir(parents=True, exist_ok=True)
     target = settings.home / _SOURCE_FILE
     temporary = target.with_suffix(".tmp")
-    temporary.write_text(json.dumps(values, indent=1), encoding="utf-8")
-    temporary.replace(target)
+    with _writing(settings):
+        settings.home.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(values, indent=1), encoding="utf-8")
+        temporary.replace(target)
 
 
 def recall_source(home: Path) -> dict[str, Any]:
