@@ -210,13 +210,12 @@ def test_every_check_has_a_result(demo_home: DemoHome, instance: dg.DagsterInsta
         ("predictions", "expectations"),
         ("forecast_accuracy", "beats_mean_of_four_weeks"),
     }
-    records = instance.get_event_records(
-        dg.EventRecordsFilter(dg.DagsterEventType.ASSET_CHECK_EVALUATION), limit=1000
-    )
-    found = []
-    for record in records:
-        assert record.event_log_entry.dagster_event is not None
-        found.append(record.event_log_entry.dagster_event.asset_check_evaluation_data)
+    found = [
+        log.dagster_event.asset_check_evaluation_data
+        for run in instance.get_runs()
+        for log in instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
+        if log.dagster_event
+    ]
     names = {(one.asset_key.to_user_string(), one.check_name) for one in found}
     assert expected <= names
     assert any(asset == "cleaned_counts" and name not in {"expectations"} for asset, name in names), (
