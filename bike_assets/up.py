@@ -17,6 +17,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
@@ -28,7 +29,10 @@ from bike_assets.settings import QUIET, REPOSITORY, Settings
 START_SECONDS: Final = 180.0
 """How long a service may take until it answers; the first start of MLflow builds its database."""
 
-STOP_SECONDS: Final = 15.0
+READY_SECONDS: Final = 30.0
+"""How long a service that answers may say that it is not ready; the REST service loads its model first."""
+
+STOP_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True)
@@ -93,9 +97,11 @@ def serve(settings: Settings, host: str, ports: Ports, *, say: Callable[[str], N
                 running.append((service, _start(service, logs)))
             for service, process in running:
                 if service.url:
-                    _wait_until_answering(service, process, logs, stop)
+                    status = _wait_until_answering(service, process, logs, stop)
                     if not stop():
                         say(f"{service.name:<12} {service.shown}")
+                    if status not in (None, HTTPStatus.OK):
+                        say(f"{service.name} answers {status} and keeps trying; why: {_log(logs, service)}")
             if not stop():
                 say(f"{'logs':<12} {logs}\nCtrl-C ends all of them.")
             while not stop():
@@ -185,22 +191,32 @@ def _start(service: _Service, logs: Path) -> subprocess.Popen[bytes]:
 
 def _wait_until_answering(
     service: _Service, process: subprocess.Popen[bytes], logs: Path, stop: Callable[[], bool]
-) -> None:
+) -> int | None:
+    """The status a service answers with; None when asked to stop before it answered.
+
+    One that answers with an error is up: a home whose model no longer fits the code is mended in the UI.
+    """
     deadline = time.monotonic() + START_SECONDS
+    patience = None
     while not stop():
         if process.poll() is not None:
             raise PermanentError(_last_words(service, process, logs))
-        with (
-            contextlib.suppress(urllib.error.URLError, OSError),
-            urllib.request.urlopen(str(service.url), timeout=2),  # noqa: S310  our own address
-        ):
-            return
+        try:
+            with urllib.request.urlopen(str(service.url), timeout=2) as answer:  # noqa: S310  our own address
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            patience = patience or time.monotonic() + READY_SECONDS
+            if time.monotonic() > patience:
+                return error.code
+        except OSError:
+            pass
         if time.monotonic() > deadline:
             raise PermanentError(
                 f"{service.name} does not answer at {service.url} after {START_SECONDS:.0f} s; "
                 f"see {_log(logs, service)}"
             )
         time.sleep(0.3)
+    return None
 
 
 def _last_words(service: _Service, process: subprocess.Popen[bytes], logs: Path) -> str:
