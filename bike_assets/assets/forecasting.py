@@ -35,6 +35,9 @@ FEATURES: Final = features_contract(FEATURE_COLUMNS)
 CHUNK_DAYS: Final = 14
 """Issue dates computed and written at a time: about a quarter of a million rows of a whole city."""
 
+ROWS_PER_COUNTER: Final = 6_000
+"""Rows of training a counter at most: more of the same weeks teach a small city nothing, and cost as much."""
+
 _COUNT_COLUMNS: Final = (
     "service_date",
     "counter_id",
@@ -371,22 +374,24 @@ def newest_day(warehouse: DuckDBWarehouse) -> date:
 def training_rows(
     warehouse: DuckDBWarehouse, until: date, *, days: int, rows: int, seed: int
 ) -> pl.DataFrame:
-    """A sample of the features issued in the `days` up to `until`, about `rows` of them.
+    """A sample of the features issued in the `days` up to `until`, about `rows` of them and at
+    most `ROWS_PER_COUNTER` a counter.
 
     Rows are chosen by a hash of what they are about, so the same data gives the same sample in any order.
     """
     first = until - timedelta(days=days - 1)
-    total = 0
+    total = counters = 0
     if warehouse.exists(FEATURES):
-        total = warehouse.query(
-            f"SELECT count(*) FROM {FEATURES.relation} WHERE service_date BETWEEN ? AND ?",  # noqa: S608
+        total, counters = warehouse.query(
+            f"SELECT count(*), count(DISTINCT counter_id) FROM {FEATURES.relation} "  # noqa: S608
+            "WHERE service_date BETWEEN ? AND ?",
             [first, until],
-        ).item()
+        ).row(0)
     if not total:
         raise PermanentError(
             f"there are no features of issue dates up to {until}; materialise features first"
         )
-    share = min(1.0, rows / total)
+    share = min(1.0, min(rows, ROWS_PER_COUNTER * counters) / total)
     parts = [
         sample_rows(warehouse.read(FEATURES, start, end, order=False), share, seed)
         for start, end in chunks(first, until)
