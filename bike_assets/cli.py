@@ -223,6 +223,7 @@ def up(
         home, source, [*(data or []), *(more or [])], mlflow_ui_url=f"http://{reachable(host)}:{mlflow_port}"
     )
     from bike_assets.home import prepare, remember_source
+    from bike_assets.recovery import recover
 
     remember_source(settings)
     if not (settings.bundles_dir.is_dir() and any(settings.bundles_dir.iterdir())):
@@ -231,6 +232,7 @@ def up(
         with _session(settings, debug) as (definitions, instance), _progress() as say:
             run_demo(settings, definitions, instance, progress=say)
     prepare(settings)
+    recover(settings)
     serve(settings, host, ports, say=_say)
 
 

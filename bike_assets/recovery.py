@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Final
 
 import dagster as dg
-from dagster._core.storage.dagster_run import IN_PROGRESS_RUN_STATUSES
 
+from bike_assets.home import open_instance
 from bike_assets.settings import Settings
 
 COMMAND_TAG: Final = "bike.command"
@@ -26,6 +26,13 @@ COMMAND_TAG: Final = "bike.command"
 COMMAND_LOCK: Final = "command.lock"
 SERVED_LOCK: Final = "up.lock"
 """Held by `bike-assets up`, whose processes execute every run that has no `COMMAND_TAG`."""
+
+# A queued run needs no process: the next daemon starts it.
+_WORKING: Final = (
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+)
 
 _LOOK_AGAIN_SECONDS: Final = 0.5
 
@@ -50,6 +57,14 @@ def only_command(settings: Settings, say: Callable[[str], None]) -> Iterator[Non
         yield
 
 
+def recover(settings: Settings) -> None:
+    """`end_dead_runs`, for whoever executes nothing itself; a command at work has done it already."""
+    with (settings.home / COMMAND_LOCK).open("a") as lock:
+        if _taken(lock.fileno(), fcntl.LOCK_EX):
+            with open_instance(settings) as instance:
+                end_dead_runs(settings, instance)
+
+
 def end_dead_runs(settings: Settings, instance: dg.DagsterInstance) -> list[str]:
     """Mark the runs whose process is gone as failed and give back their places in pools.
 
@@ -58,7 +73,7 @@ def end_dead_runs(settings: Settings, instance: dg.DagsterInstance) -> list[str]
     Returns:
         The ids of these runs.
     """
-    runs = instance.get_runs(dg.RunsFilter(statuses=list(IN_PROGRESS_RUN_STATUSES)))
+    runs = instance.get_runs(dg.RunsFilter(statuses=list(_WORKING)))
     dead = [run for run in runs if COMMAND_TAG in run.tags]
     if len(dead) < len(runs) and not _held(settings.home / SERVED_LOCK):
         dead = list(runs)
