@@ -17,15 +17,17 @@ from bike_assets.core.errors import PermanentError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-QUIET = {
+TELEMETRY_OFF = {
     "DAGSTER_DISABLE_TELEMETRY": "1",
     "DBT_SEND_ANONYMOUS_USAGE_STATS": "false",
     "DO_NOT_TRACK": "true",  # MLflow takes "true" and ignores "1"
     "GX_ANALYTICS_ENABLED": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
-"""Switches that keep every library from calling home, and one from drawing bars into logs; what is set already stands."""
+"""Keeps every library from calling home."""
+
+QUIET = {**TELEMETRY_OFF, "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
+"""And one from drawing bars into logs. What is set already stands."""
 
 Environment = Literal["local", "compose", "prod"]
 SourceName = Literal["simulator", "archive"]
@@ -36,29 +38,31 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="BIKE_", env_file=".env", extra="ignore", frozen=True)
 
-    env: Environment = "local"
+    env: Environment = Field("local", description="`local`, `compose` or `prod`")
     home: Path = Field(Path(".bike"), description="Folder of everything the platform writes locally")
 
-    source: SourceName = "simulator"
+    source: SourceName = Field("simulator", description="Where counts come from: `simulator` or `archive`")
     data: Annotated[tuple[Path, ...], NoDecode] = Field(
         (), description="Files or folders of the archive source, separated by the path separator"
     )
-    simulator_seed: int = 7
-    simulator_counters: int = Field(12, ge=1)
-    simulator_first_day: date = date(2024, 4, 1)
-    simulator_last_day: date = date(2024, 12, 31)
+    simulator_seed: int = Field(7, description="Another seed is another city")
+    simulator_counters: int = Field(12, ge=1, description="Counters of the simulated city")
+    simulator_first_day: date = Field(date(2024, 4, 1), description="Its first local day with counts")
+    simulator_last_day: date = Field(date(2024, 12, 31), description="Its last local day with counts")
 
-    partitions_start: date = Field(date(2016, 1, 1), description="First local day that can be a partition")
-    dbt_project_dir: Path = REPOSITORY / "dbt_project"
+    partitions_start: date = Field(
+        date(2016, 1, 1), description="First local day that can be a partition of real counts"
+    )
+    dbt_project_dir: Path = Field(REPOSITORY / "dbt_project", description="The dbt project")
 
-    mlflow_tracking_uri: str = Field("", description="Default: SQLite in the home folder")
+    mlflow_tracking_uri: str = Field("", description="MLflow's store; by default SQLite in the home folder")
     mlflow_ui_url: str = Field("http://127.0.0.1:5000", description="Where people open MLflow")
-    model_name: str = "bike-traffic"
+    model_name: str = Field("bike-traffic", description="Registered model in MLflow")
 
     training_rows: int = Field(200_000, ge=1_000, description="Rows sampled for training")
     training_days: int = Field(400, ge=60, description="Issue dates before the training end that are used")
     iterations: int = Field(0, ge=0, description="Trees of the model; 0 takes the model's own default")
-    seed: int = 20_240_101
+    seed: int = Field(20_240_101, description="Seed of training and of its sample of rows")
 
     drift_days: int = Field(28, ge=7, description="Days of the window tested for drift")
     quality_min_skill: float = Field(

@@ -68,7 +68,7 @@ def build_features_asset(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsD
         pool=tags.WAREHOUSE_POOL,
         code_version="1",
     )
-    def features(context: dg.AssetExecutionContext, warehouse: DuckDBWarehouse) -> dg.MaterializeResult:
+    def features(context: dg.AssetExecutionContext, warehouse: DuckDBWarehouse) -> dg.MaterializeResult[None]:
         """What is known about every counter and coming hour when a forecast is issued.
 
         A row a counter, target hour and horizon day; a partition is an issue date and looks at counts of the
@@ -120,7 +120,7 @@ def build_trained_model(settings: Settings) -> dg.AssetsDefinition:
         config: TrainingConfig,
         warehouse: DuckDBWarehouse,
         registry: ModelRegistry,
-    ) -> dg.MaterializeResult:
+    ) -> dg.MaterializeResult[None]:
         """The challenger: trained, measured on days it did not see, and registered in MLflow."""
         until = date.fromisoformat(config.train_until) if config.train_until else newest_day(warehouse)
         rows = training_rows(
@@ -203,14 +203,15 @@ def build_champion(policy: PromotionPolicy) -> dg.AssetsDefinition:
         warehouse: DuckDBWarehouse,
         registry: ModelRegistry,
         bundles: BundleStore,
-    ) -> dg.MaterializeResult:
+    ) -> dg.MaterializeResult[None]:
         """Who serves: the registry's alias moves to the challenger, or it does not, with reasons."""
         challenger = registry.by_alias(CHALLENGER)
         if challenger is None:
             raise dg.Failure("there is no challenger; materialise trained_model first", allow_retries=False)
         incumbent = registry.by_alias(CHAMPION)
         if incumbent is not None and incumbent.version == challenger.version:
-            serving, reasons, decision = incumbent, ("the challenger already serves",), "unchanged"
+            serving, decision = incumbent, "unchanged"
+            reasons: tuple[str, ...] = ("the challenger already serves",)
         else:
             answer = judge(challenger, incumbent, registry, warehouse, policy)
             decision, reasons = answer.decision, answer.reasons
@@ -260,7 +261,7 @@ def build_predictions(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefi
         warehouse: DuckDBWarehouse,
         registry: ModelRegistry,
         bundles: BundleStore,
-    ) -> dg.MaterializeResult:
+    ) -> dg.MaterializeResult[None]:
         """Forecast vintages: the next seven days of every counter as the champion forecast them that morning."""
         first, last = window(context)
         version = registry.champion()

@@ -31,7 +31,7 @@ def build_raw_counts(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefin
     )
     def raw_counts(
         context: dg.AssetExecutionContext, source: CountsSourceResource, warehouse: DuckDBWarehouse
-    ) -> dg.MaterializeResult:
+    ) -> dg.MaterializeResult[None]:
         """Hourly counts as the source published them, a partition a local day.
 
         Late corrections replace their partition; one whose content did not change is left as it was. What

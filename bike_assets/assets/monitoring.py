@@ -43,7 +43,7 @@ def build_drift_report(settings: Settings, partitions: dg.PartitionsDefinition[s
     )
     def drift_report(
         context: dg.AssetExecutionContext, warehouse: DuckDBWarehouse, registry: ModelRegistry
-    ) -> dg.MaterializeResult:
+    ) -> dg.MaterializeResult[None]:
         """The last four weeks of counts against the same season before them, column by column and counter by counter.
 
         A report that cannot be made fails: no report is never taken for no drift.
@@ -68,7 +68,7 @@ def build_drift_report(settings: Settings, partitions: dg.PartitionsDefinition[s
                 "drift_share": summary.share if summary.share is not None else "nothing testable",
                 "drifted": ", ".join(summary.drifted) or "none",
                 "drifted_columns": dg.MetadataValue.md(plots.drifted_columns(summary)),
-                "reference": f"{kind}: {reference['service_date'].min()} to {reference['service_date'].max()}",
+                "reference": f"{kind}: {reference['service_date'].min()!s} to {reference['service_date'].max()!s}",
                 "dagster/row_count": summary.n_current,
                 "counters": sample_table(counters),
                 "drifted_counters": int(counters.get_column("drifted").fill_null(False).sum()),
@@ -94,7 +94,7 @@ def build_retraining_decision(
     )
     def retraining_decision(
         context: dg.AssetExecutionContext, warehouse: DuckDBWarehouse, registry: ModelRegistry
-    ) -> dg.MaterializeResult:
+    ) -> dg.MaterializeResult[None]:
         """The decision matrix applied to the champion's realised accuracy and the drift; one audit row a day."""
         issue_date = date.fromisoformat(context.partition_key)
         champion = registry.by_alias(CHAMPION)

@@ -133,7 +133,11 @@ RAW_COUNTS = TableContract(
         Column("installation_date", pl.Date, "Day the site was installed", nullable=True),
         Column("source", pl.String, "Source that gave the row: simulator, archive, paris"),
         Column("source_file", pl.String, "File or request the row came from"),
-        Column("published_until", UTC_TIMESTAMP, "Newest hour in that file: the later export corrects the earlier"),
+        Column(
+            "published_until",
+            UTC_TIMESTAMP,
+            "Newest hour in that file: the later export corrects the earlier",
+        ),
         Column("ingested_at", UTC_TIMESTAMP, "When the platform first wrote the row in this form"),
         Column("content_hash", pl.String, "SHA-256 of the partition's content as the source gave it"),
     ),
@@ -192,7 +196,9 @@ PREDICTIONS = TableContract(
     name="predictions",
     key=("service_date", "counter_id", "target_ts"),
     columns=(
-        Column("service_date", pl.Date, "Issue date: forecast at 07:00 local from counts up to the day before"),
+        Column(
+            "service_date", pl.Date, "Issue date: forecast at 07:00 local from counts up to the day before"
+        ),
         Column("counter_id", pl.String, "Counter"),
         Column("target_ts", UTC_TIMESTAMP, "Start of the hour forecast"),
         Column("horizon", pl.Int32, "Days ahead: 1 is the issue date itself", minimum=1, maximum=7),
@@ -201,8 +207,15 @@ PREDICTIONS = TableContract(
         Column("upper_80", pl.Float64, "Upper end of the 80 % interval", minimum=0),
         Column("lower_90", pl.Float64, "Lower end of the 90 % interval", minimum=0),
         Column("upper_90", pl.Float64, "Upper end of the 90 % interval", minimum=0),
-        Column("mean4", pl.Float64, "Baseline: mean of the last four same hours of the week known at issue", minimum=0),
-        Column("seasonal_naive", pl.Float64, "Baseline: the last same hour of the week known at issue", minimum=0),
+        Column(
+            "mean4",
+            pl.Float64,
+            "Baseline: mean of the last four same hours of the week known at issue",
+            minimum=0,
+        ),
+        Column(
+            "seasonal_naive", pl.Float64, "Baseline: the last same hour of the week known at issue", minimum=0
+        ),
         Column("model_name", pl.String, "Registered model"),
         Column("model_version", pl.String, "Version of the registered model"),
         Column("run_id", pl.String, "MLflow run that trained it"),
@@ -220,7 +233,14 @@ RETRAINING_DECISIONS = TableContract(
         Column("decision", pl.String, "Row of the decision matrix that applied"),
         Column("reasons", pl.String, "Why, in words"),
         Column("r2", pl.Float64, "Realised R² of the champion in the window", nullable=True),
-        Column("drift_share", pl.Float64, "Share of tested columns that drifted", nullable=True, minimum=0, maximum=1),
+        Column(
+            "drift_share",
+            pl.Float64,
+            "Share of tested columns that drifted",
+            nullable=True,
+            minimum=0,
+            maximum=1,
+        ),
         Column("truth_rows", pl.Int64, "Forecast hours with truth in the window", minimum=0),
         Column("model_version", pl.String, "Champion that was judged", nullable=True),
     ),
@@ -242,6 +262,9 @@ def features_contract(feature_columns: Sequence[str]) -> TableContract:
             Column("counter_id", pl.String, "Counter"),
             Column("target_ts", UTC_TIMESTAMP, "Start of the hour to forecast"),
             Column("horizon", pl.Int32, "Days ahead: 1 is the issue date itself", minimum=1, maximum=7),
-            *(Column(name, pl.Float32, "Model input, known at issue time", nullable=True) for name in feature_columns),
+            *(
+                Column(name, pl.Float32, "Model input, known at issue time", nullable=True)
+                for name in feature_columns
+            ),
         ),
     )
