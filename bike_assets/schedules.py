@@ -7,6 +7,7 @@ is there when people leave home; the tables about counters and errors after it; 
 from datetime import date, timedelta
 
 import dagster as dg
+from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
 from bike_assets.core.calendar import LOCAL_TZ
 from bike_assets.jobs import DESCRIBE, INGEST, MONITOR, PREDICT
@@ -30,15 +31,20 @@ def build_schedules(
         execution_timezone=LOCAL_TZ,
         default_status=status,
     )
-    def daily_ingest(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
-        """Yesterday, and the days before it once more."""
+    def daily_ingest(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+        """Yesterday and the days before it once more, in one run: a day's quality flags look at its past."""
         today = local_day(context)
-        requests = [
-            dg.RunRequest(run_key=f"ingest-{today}-{day}", partition_key=day.isoformat())
-            for day in (today - timedelta(days=back) for back in range(1, REFETCH_DAYS + 2))
-            if has_day(partitions, day)
-        ]
-        return requests or _no_partition(today)
+        first, last = today - timedelta(days=REFETCH_DAYS + 1), today - timedelta(days=1)
+        first = max(first, partitions.start.date())
+        if last < first:
+            return dg.SkipReason(f"no partition ends before {today}")
+        return dg.RunRequest(
+            run_key=f"ingest-{today}",
+            tags={
+                ASSET_PARTITION_RANGE_START_TAG: first.isoformat(),
+                ASSET_PARTITION_RANGE_END_TAG: last.isoformat(),
+            },
+        )
 
     @dg.schedule(
         name="daily_forecast",

@@ -6,6 +6,7 @@ from zoneinfo import ZoneInfo
 
 import dagster as dg
 import pytest
+from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 from dagster._utils.schedules import schedule_execution_time_iterator
 
 from bike_assets.jobs import JOBS
@@ -31,6 +32,11 @@ def asked(name: str, at: datetime) -> list[dg.RunRequest]:
     return [found] if isinstance(found, dg.RunRequest) else list(found)  # type: ignore[arg-type]
 
 
+def partition_range(request: dg.RunRequest) -> tuple[str, str]:
+    """First and last partition a run is asked for."""
+    return request.tags[ASSET_PARTITION_RANGE_START_TAG], request.tags[ASSET_PARTITION_RANGE_END_TAG]
+
+
 def local(day: date, hour: int, minute: int = 0) -> datetime:
     """A local wall time as the instant Dagster ticks at."""
     return datetime(day.year, day.month, day.day, hour, minute, tzinfo=PARIS).astimezone(UTC)
@@ -52,18 +58,26 @@ def ticks(name: str, start: datetime, n: int) -> list[datetime]:
     "day", [ORDINARY, SPRING, AUTUMN, SPRING + timedelta(days=1), AUTUMN + timedelta(days=1)]
 )
 def test_ingestion_asks_for_yesterday_and_the_days_that_may_be_corrected(day: date) -> None:
-    requests = asked("daily_ingest", local(day, 6, 15))
+    (request,) = asked("daily_ingest", local(day, 6, 15))
 
-    assert {request.partition_key for request in requests} == {
-        (day - timedelta(days=back)).isoformat() for back in range(1, REFETCH_DAYS + 2)
-    }
-    assert len({request.run_key for request in requests}) == len(requests)
+    assert partition_range(request) == (
+        (day - timedelta(days=REFETCH_DAYS + 1)).isoformat(),
+        (day - timedelta(days=1)).isoformat(),
+    )
 
 
 def test_ingestion_asks_for_no_day_before_the_first_partition() -> None:
-    requests = asked("daily_ingest", local(date(2024, 1, 3), 6, 15))
+    (request,) = asked("daily_ingest", local(date(2024, 1, 3), 6, 15))
 
-    assert sorted(request.partition_key or "" for request in requests) == ["2024-01-01", "2024-01-02"]
+    assert partition_range(request) == ("2024-01-01", "2024-01-02")
+
+
+def test_ingestion_waits_for_the_first_partition_to_end() -> None:
+    answer = schedules()["daily_ingest"](
+        dg.build_schedule_context(scheduled_execution_time=local(date(2024, 1, 1), 6, 15))
+    )
+
+    assert isinstance(answer, dg.SkipReason)
 
 
 @pytest.mark.parametrize("day", [ORDINARY, SPRING, AUTUMN])
