@@ -83,7 +83,10 @@ def kill_in(
         ),
         (PREDICTIONS, "predictions", emptied("bike_traffic_predictions.predictions"), 0.2),
         (MONITORING, "drift_report", emptied("monitoring_audit.retraining_decisions"), 1.0),
-        (MONITORING, "retraining_decision", emptied("monitoring_audit.retraining_decisions"), 0.0),
+        pytest.param(
+            *(MONITORING, "retraining_decision", emptied("monitoring_audit.retraining_decisions"), 0.0),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["features", "predictions", "drift_report", "retraining_decision"],
 )
