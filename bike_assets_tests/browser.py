@@ -92,18 +92,27 @@ class Page:
         """Click the middle of the first element a CSS selector finds, as a mouse does."""
         self._click_at(f"document.querySelector({json.dumps(selector)})", selector)
 
-    def click_text(self, text: str, selector: str = "button") -> None:
-        """Click the first element of a kind whose whole text is `text`."""
-        self._click_at(
-            f"[...document.querySelectorAll({json.dumps(selector)})]"
-            f".find(found => found.innerText.trim() === {json.dumps(text)})",
-            f"{selector} with the text {text}",
-        )
+    def click_text(self, text: str, then: str = "", tries: int = 5) -> None:
+        """Click the first button whose whole text is `text`, again if the page does not show `then` after it."""
+        for left in reversed(range(tries)):
+            self._click_at(
+                "[...document.querySelectorAll('button')]"
+                f".find(found => found.innerText.trim() === {json.dumps(text)})",
+                f"button with the text {text}",
+            )
+            try:
+                self.wait_for(then, seconds=5 if left else 30)
+                return
+            except AssertionError:
+                if not left:
+                    raise
 
     def _click_at(self, expression: str, what: str) -> None:
         deadline = time.monotonic() + 30
-        box = None
-        while not box and time.monotonic() < deadline:
+        box = before = None
+        # A dialogue slides in: what has not come to rest is not there when the click arrives.
+        while not (box and box == before) and time.monotonic() < deadline:
+            before = box
             box = self.evaluate(
                 f"(() => {{ const found = {expression}; if (!found || found.disabled) return null;"
                 " found.scrollIntoView({block: 'center'}); const box = found.getBoundingClientRect();"

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from bike_assets_tests import browser
-from bike_assets_tests.homes import SMALL_CITY, DemoHome, command, environment
+from bike_assets_tests.homes import SMALL_CITY, DemoHome, command, copy_home, environment
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
@@ -39,10 +39,11 @@ ASSETS = (
 
 @dataclass(frozen=True)
 class Up:
-    """A running `bike-assets up`: its process, home, what it said so far, and where it listens."""
+    """A running `bike-assets up`: its process and home, the champion of the demo, what was said, where it listens."""
 
     process: subprocess.Popen[bytes]
-    home: DemoHome
+    home: Path
+    champion: dict[str, str]
     said: Path
     dagster: str
     mlflow: str
@@ -75,10 +76,15 @@ class Up:
 
 
 @pytest.fixture(scope="module")
-def up(demo_home: DemoHome, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+def home(demo_home: DemoHome, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy_home(demo_home.path, tmp_path_factory.mktemp("up") / "home")
+
+
+@pytest.fixture(scope="module")
+def up(demo_home: DemoHome, home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     ports = _free_ports(3)
     said = tmp_path_factory.mktemp("up") / "said"
-    arguments = _arguments(demo_home.path, ports)
+    arguments = _arguments(home, ports)
     with said.open("wb") as out:
         process = subprocess.Popen(
             command("up", *arguments),
@@ -94,7 +100,9 @@ def up(demo_home: DemoHome, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             assert process.poll() is None, said.read_text()
             assert time.monotonic() < deadline, f"not up after {START_SECONDS} s: {said.read_text()}"
             time.sleep(0.2)
-        yield Up(process, demo_home, said, *(f"http://127.0.0.1:{port}" for port in ports))
+        yield Up(
+            process, home, demo_home.result["champion"], said, *(f"http://127.0.0.1:{port}" for port in ports)
+        )
     finally:
         _end(process)
 
@@ -164,15 +172,14 @@ def test_materialising_from_the_page_succeeds(up: Up, page: browser.Page) -> Non
     before = up.newest_run()["runId"]
     page.open(f"{up.dagster}/assets/predictions?view=overview")
     page.wait_for("Materialize…", "bike-traffic version")
-    page.click_text("Materialize…")
-    page.wait_for("Launch runs to materialize predictions")
-    page.click_text("Latest")
+    page.click_text("Materialize…", then="Launch runs to materialize predictions")
+    page.click_text("Latest", then="Launch 1 run")
     page.click_text("Launch 1 run")
 
     run = up.wait_for_run(before)
 
     tags = {tag["key"]: tag["value"] for tag in run["tags"]}
-    assert run["status"] == "SUCCESS", (up.home.path / "logs" / "dagster-ui.log").read_text()[-3000:]
+    assert run["status"] == "SUCCESS", (up.home / "logs" / "dagster-ui.log").read_text()[-3000:]
     assert tags["dagster/from_ui"] == "true"
     assert tags["dagster/partition"] == "2025-01-01", "the newest day that can have a forecast"
     entries = up.ask(
@@ -212,7 +219,7 @@ def test_rest_service_forecasts(up: Up) -> None:
     assert answer.status_code == 200, answer.text
     (forecast,) = answer.json()["forecasts"]
     assert forecast["lower_80"] <= forecast["forecast"] <= forecast["upper_80"]
-    assert answer.json()["model"]["version"] == up.home.result["champion"]["version"]
+    assert answer.json()["model"]["version"] == up.champion["version"]
 
 
 def test_a_taken_port_is_one_line_with_the_remedy(up: Up, tmp_path: Path) -> None:
@@ -235,7 +242,7 @@ def test_a_taken_port_is_one_line_with_the_remedy(up: Up, tmp_path: Path) -> Non
 
 def test_a_home_is_served_once(up: Up) -> None:
     done = subprocess.run(
-        command("up", *_arguments(up.home.path, _free_ports(3))),
+        command("up", *_arguments(up.home, _free_ports(3))),
         env=environment(**SMALL_CITY),
         capture_output=True,
         text=True,
@@ -259,11 +266,11 @@ def test_a_service_that_dies_is_named_and_the_others_end(up: Up) -> None:
     assert _left(started) == {}
 
 
-def test_sigterm_ends_everything_it_started(demo_home: DemoHome, tmp_path: Path) -> None:
+def test_sigterm_ends_everything_it_started(home: Path, tmp_path: Path) -> None:
     """While the services still start, which is when a half-made set is most easily left behind."""
     with (tmp_path / "said").open("wb") as out:
         process = subprocess.Popen(
-            command("up", *_arguments(demo_home.path, _free_ports(3))),
+            command("up", *_arguments(home, _free_ports(3))),
             env=environment(**SMALL_CITY),
             stdin=subprocess.DEVNULL,
             stdout=out,
