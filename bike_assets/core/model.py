@@ -397,7 +397,9 @@ def _average(models: list[Any]) -> Any:
     average = sum_models(models, weights=[1.0 / len(models)] * len(models))
     metadata = average.get_metadata()
     for key in list(metadata):
-        if key.startswith("model"):  # random ids and times of day: the same training must give the same bytes
+        # Random ids and times of day, since the same training must give the same bytes; and the sum's empty
+        # parameters, about which CatBoost complains on stderr whenever it loads them.
+        if key.startswith("model") or key == "params":
             del metadata[key]
     return average
 
