@@ -4,16 +4,18 @@ Trains on what precedes the test days, then forecasts each of those days as it w
 morning, and measures against what was counted. Everything goes through Dagster, so the UI shows it afterwards.
 """
 
-import resource
-import sys
+import contextlib
+import math
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import date, timedelta
-from typing import Any
+from typing import Any, Self
 
 import dagster as dg
 import polars as pl
+import psutil
 
 from bike_assets.assets.monitoring import REPORT_HTML, report_folder, reported_drift
 from bike_assets.core.contracts import CLEANED_COUNTS, PREDICTIONS, RAW_COUNTS
@@ -123,6 +125,40 @@ def run_demo(
         PermanentError: the source cannot be read, or a stage failed.
     """
     started = time.monotonic()
+    with PeakMemory() as memory:
+        outcome, windows = _materialize_all(
+            settings,
+            definitions,
+            instance,
+            test_days=test_days,
+            train_until=train_until,
+            test_until=test_until,
+            progress=progress,
+        )
+        progress("measuring")
+        return {
+            **_measure(settings, windows),
+            "checks": {"passed": outcome.passed, "warned": outcome.warned, "failed": outcome.failed},
+            "seconds": {
+                **{name: round(seconds, 2) for name, seconds in outcome.seconds.items()},
+                "total": round(time.monotonic() - started, 2),
+            },
+            "peak_memory_mb": memory.megabytes,
+            "home": str(settings.home),
+        }
+
+
+def _materialize_all(
+    settings: Settings,
+    definitions: dg.Definitions,
+    instance: dg.DagsterInstance,
+    *,
+    test_days: int,
+    train_until: date | None,
+    test_until: date | None,
+    progress: Callable[[str], None],
+) -> tuple[Outcome, Windows]:
+    """Every stage in its order; what the runs did, and on which days."""
     progress("reading the source")
     source = CountsSourceResource.from_settings(settings).open()
     span = source.span()
@@ -156,7 +192,7 @@ def run_demo(
         ["trained_model", "champion"],
         config={"trained_model": {"train_until": windows.train_until.isoformat()}},
     )
-    first_test, last_test = windows.issue_dates
+    first_test, _ = windows.issue_dates
     stage(
         f"predictions: issue dates {first_test} to {newest_issue}",
         ["predictions"],
@@ -165,8 +201,13 @@ def run_demo(
     stage("forecast_accuracy", ["forecast_accuracy"])
     monitored = (newest_issue, newest_issue)
     stage("drift_report, retraining_decision", ["drift_report", "retraining_decision"], days=monitored)
+    return outcome, windows
 
-    progress("measuring")
+
+def _measure(settings: Settings, windows: Windows) -> dict[str, Any]:
+    """What the home holds now: sizes, champion, accuracy on the test days, drift."""
+    first_test, last_test = windows.issue_dates
+    newest_issue = windows.last + timedelta(days=1)
     warehouse = DuckDBWarehouse(path=str(settings.warehouse_path))
     champion = ModelRegistry.from_settings(settings).champion()
     truth = warehouse.read(
@@ -187,28 +228,47 @@ def run_demo(
             "n": (last_test - first_test).days + 1,
         },
         "champion": {"name": champion.name, "version": champion.version, "run_id": champion.run_id},
-        "accuracy": {str(horizon): asdict(scores) for horizon, scores in accuracy.items()},
+        "accuracy": {str(horizon): _finite(asdict(scores)) for horizon, scores in accuracy.items()},
         "drift": {
             "share": drift["share"],
             "drifted": drift["drifted"],
             "report": str(report_folder(settings, newest_issue) / REPORT_HTML),
         },
-        "checks": {"passed": outcome.passed, "warned": outcome.warned, "failed": outcome.failed},
-        "seconds": {
-            **{name: round(seconds, 2) for name, seconds in outcome.seconds.items()},
-            "total": round(time.monotonic() - started, 2),
-        },
-        "peak_memory_mb": peak_memory_mb(),
-        "home": str(settings.home),
     }
 
 
-def peak_memory_mb() -> int:
-    """The most memory this process and its largest child have held, in MiB."""
-    # Linux counts in KiB, macOS in bytes.
-    unit = 1024 * 1024 if sys.platform == "darwin" else 1024
-    usage = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return round(sum(usage) / unit)
+class PeakMemory:
+    """The most memory this process and its children (dbt) held together, sampled while the context is open."""
+
+    INTERVAL_SECONDS = 0.1
+
+    def __init__(self) -> None:
+        self.megabytes = 0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="peak-memory", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        me = psutil.Process()
+        while not self._done.wait(self.INTERVAL_SECONDS):
+            total = 0
+            for process in (me, *me.children(recursive=True)):
+                # A child may end between being listed and being asked.
+                with contextlib.suppress(psutil.Error):
+                    total += process.memory_info().rss
+            self.megabytes = max(self.megabytes, total // 2**20)
+
+
+def _finite(scores: dict[str, float]) -> dict[str, float | None]:
+    """JSON has no NaN: what is not defined (R² of a constant truth, say) is null."""
+    return {name: value if math.isfinite(value) else None for name, value in scores.items()}
 
 
 def _count(warehouse: DuckDBWarehouse, relation: str) -> int:

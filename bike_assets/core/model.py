@@ -270,6 +270,10 @@ class Forecaster:
         if self._model is None:
             raise PermanentError("the forecaster is not trained; call fit or load first")
         folder.mkdir(parents=True, exist_ok=True)
+        metadata = self._model.get_metadata()
+        # A loaded model carries empty parameters, about which CatBoost complains on stderr at the next loading.
+        if "params" in list(metadata):
+            del metadata["params"]
         self._model.save_model(str(folder / MODEL_FILE))
         (folder / CALIBRATION_FILE).write_text(
             json.dumps(
@@ -397,9 +401,7 @@ def _average(models: list[Any]) -> Any:
     average = sum_models(models, weights=[1.0 / len(models)] * len(models))
     metadata = average.get_metadata()
     for key in list(metadata):
-        # Random ids and times of day, since the same training must give the same bytes; and the sum's empty
-        # parameters, about which CatBoost complains on stderr whenever it loads them.
-        if key.startswith("model") or key == "params":
+        if key.startswith("model"):  # random ids and times of day: the same training must give the same bytes
             del metadata[key]
     return average
 

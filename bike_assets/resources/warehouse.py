@@ -21,8 +21,8 @@ from bike_assets.core.errors import PermanentError, TransientError
 LOCK_WAIT_SECONDS: Final = 60.0
 """How long to wait for another process to close the file. DuckDB lets one process at a time write."""
 
-MEMORY_LIMIT: Final = "1GB"
-"""Memory of a connection. dbt's profile states the same."""
+MEMORY_LIMIT: Final = "512MB"
+"""Memory of a connection, which only reads and writes partitions; dbt's profile allows its joins more."""
 
 _SQL_TYPES: Final[dict[Any, str]] = {
     pl.Boolean: "BOOLEAN",
