@@ -158,6 +158,7 @@ def test_a_home_that_cannot_be_written(tmp_path: Path) -> None:
     assert "cannot be written" in line
 
 
+@pytest.mark.slow
 def test_a_home_without_a_champion_says_how_to_get_one(tmp_path: Path) -> None:
     home = tmp_path / "home"
     done = bike_assets(
@@ -194,6 +195,7 @@ def test_progress_is_on_stderr_and_libraries_are_quiet(demo_home: DemoHome) -> N
         assert chatter not in demo_home.stderr
 
 
+@pytest.mark.slow
 def test_a_second_command_on_the_same_home_waits_and_says_so(tmp_path: Path) -> None:
     home = tmp_path / "home"
     counts = ("materialize", "raw_counts", "--from", "2024-10-20", "--to", "2024-11-10", "--json")
@@ -213,6 +215,7 @@ def test_a_second_command_on_the_same_home_waits_and_says_so(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(2400)
 def test_two_demos_at_once(demo_home: DemoHome, tmp_path: Path) -> None:
     home = tmp_path / "home"
@@ -225,6 +228,7 @@ def test_two_demos_at_once(demo_home: DemoHome, tmp_path: Path) -> None:
     assert_same_tables(without_runs(tables(home)), without_runs(tables(demo_home.path)))
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_in_one_line_and_hurts_no_table(demo_home: DemoHome, tmp_path: Path) -> None:
     """A home on a file system that has no room left: the tables stay as they were."""
     disk = tmp_path / "disk"

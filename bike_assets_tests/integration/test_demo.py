@@ -277,6 +277,7 @@ def test_the_champion_says_what_it_was_trained_on(demo_home: DemoHome, warehouse
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(1800)
 def test_another_home_gives_the_same_numbers(demo_home: DemoHome, tmp_path: Path) -> None:
     done = bike_assets("demo", "--home", tmp_path / "home", "--json")
@@ -289,6 +290,7 @@ def test_another_home_gives_the_same_numbers(demo_home: DemoHome, tmp_path: Path
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(1800)
 def test_the_demo_again_on_its_home_changes_nothing(demo_home: DemoHome, tmp_path: Path) -> None:
     """A second training is a second version, which is no better than the first and does not serve."""

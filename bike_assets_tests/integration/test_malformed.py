@@ -135,6 +135,7 @@ def test_a_file_without_a_right_row_ends_in_one_line(tmp_path: Path, city: pl.Da
     assert not (home / "warehouse.duckdb").exists()
 
 
+@pytest.mark.slow
 def test_a_mixture_of_good_and_bad_files_loses_no_right_row(tmp_path: Path, city: pl.DataFrame) -> None:
     """Every kind at once, with a good file between them: a line each, and exactly the right rows."""
     files = tmp_path / "exports"

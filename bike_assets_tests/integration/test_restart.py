@@ -81,8 +81,14 @@ def kill_in(
             emptied("bike_traffic_features.features", "service_date >= '2024-11-01'"),
             0.5,
         ),
-        (PREDICTIONS, "predictions", emptied("bike_traffic_predictions.predictions"), 0.2),
-        (MONITORING, "drift_report", emptied("monitoring_audit.retraining_decisions"), 1.0),
+        pytest.param(
+            *(PREDICTIONS, "predictions", emptied("bike_traffic_predictions.predictions"), 0.2),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            *(MONITORING, "drift_report", emptied("monitoring_audit.retraining_decisions"), 1.0),
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             *(MONITORING, "retraining_decision", emptied("monitoring_audit.retraining_decisions"), 0.0),
             marks=pytest.mark.slow,
@@ -111,9 +117,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for dbt in /proc")
 @pytest.mark.parametrize(
-    "group", [pytest.param(True, marks=pytest.mark.slow), False], ids=["dbt dies too", "dbt lives on"]
+    "group", [pytest.param(True, marks=pytest.mark.soak), False], ids=["dbt dies too", "dbt lives on"]
 )
 def test_killed_while_dbt_runs(tmp_path: Path, undisturbed: Path, group: bool) -> None:
     home = tmp_path / "home"
@@ -170,6 +177,7 @@ def test_running_a_partition_again_changes_nothing(
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(2400)
 def test_killed_in_a_training_and_run_again(demo_home: DemoHome, tmp_path: Path) -> None:
     """Killed early and late in the training and in the promotion: MLflow keeps open runs, and nobody minds."""
@@ -196,6 +204,7 @@ STEPS = (
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(3600)
 def test_one_demo_killed_in_every_asset(demo_home: DemoHome, tmp_path: Path) -> None:
     """From nothing to the end with ten deaths on the way, alternately alone and with all its children."""

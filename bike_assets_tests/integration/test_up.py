@@ -17,7 +17,7 @@ import pytest
 from bike_assets_tests import browser
 from bike_assets_tests.homes import SMALL_CITY, DemoHome, command, copy_home, environment
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
 
 START_SECONDS = 240
 """For three servers to answer; tests share two cores with other things."""
