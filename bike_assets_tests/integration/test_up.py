@@ -317,7 +317,7 @@ def _processes_of(root: int) -> dict[int, str]:
     ps = shutil.which("ps")
     assert ps
     listing = subprocess.run(
-        [ps, "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True
+        [ps, "-ww", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True
     ).stdout
     rows = [line.split(None, 2) for line in listing.splitlines()]
     found = {root}
@@ -335,7 +335,9 @@ def _left(started: dict[int, str]) -> dict[int, str]:
 def _processes_by_id() -> dict[int, str]:
     ps = shutil.which("ps")
     assert ps
-    listing = subprocess.run([ps, "-eo", "pid=,args="], capture_output=True, text=True, check=True).stdout
+    listing = subprocess.run(
+        [ps, "-ww", "-eo", "pid=,args="], capture_output=True, text=True, check=True
+    ).stdout
     return {int(row[0]): row[1] for line in listing.splitlines() if len(row := line.split(None, 1)) > 1}
 
 
