@@ -143,6 +143,24 @@ RAW_COUNTS = TableContract(
     ),
 )
 
+RAW_WEATHER = TableContract(
+    schema="bike_traffic_raw",
+    name="raw_weather",
+    key=("service_date", "ts_utc", "kind"),
+    columns=(
+        Column("service_date", pl.Date, "Issue date of a forecast; local day of an observed hour"),
+        Column("ts_utc", UTC_TIMESTAMP, "Start of the hour the weather is of"),
+        Column("kind", pl.String, "observed, or forecast: what was expected on the issue date"),
+        Column("issued_at", UTC_TIMESTAMP, "When the forecast was issued or the observation published"),
+        Column("temperature_c", pl.Float64, "Air temperature, °C", nullable=True, minimum=-50, maximum=60),
+        Column("rain_mm", pl.Float64, "Rain in the hour, mm", nullable=True, minimum=0, maximum=300),
+        Column("wind_kmh", pl.Float64, "Wind speed at 10 m, km/h", nullable=True, minimum=0, maximum=400),
+        Column("source", pl.String, "Source that gave the row: simulator, file, open-meteo"),
+        Column("ingested_at", UTC_TIMESTAMP, "When the platform first wrote the row in this form"),
+        Column("content_hash", pl.String, "SHA-256 of the partition's content as the source gave it"),
+    ),
+)
+
 CALENDAR_HOURS = TableContract(
     schema="bike_traffic_raw",
     name="calendar_hours",

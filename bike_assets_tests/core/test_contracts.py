@@ -37,6 +37,7 @@ def good() -> pl.DataFrame:
 
 ALL = [
     contracts.RAW_COUNTS,
+    contracts.RAW_WEATHER,
     contracts.CALENDAR_HOURS,
     contracts.CLEANED_COUNTS,
     contracts.COUNTERS,
