@@ -26,8 +26,9 @@ from bike_assets.core.calendar import (
     target_date,
 )
 from bike_assets.core.contracts import UTC_TIMESTAMP, features_contract
+from bike_assets.core.cube import Cube, count_cube, shift_days
 from bike_assets.core.errors import PermanentError
-from bike_assets.core.quality import MASK_LOOKBACK_DAYS, Cube, dead_days, shift_days, untrusted
+from bike_assets.core.quality import MASK_LOOKBACK_DAYS, dead_days, untrusted
 
 FEATURE_LOOKBACK_DAYS = 56
 """Oldest day, before the issue date, whose count a feature looks at."""
@@ -231,7 +232,8 @@ def build_features(
     if missing:
         raise PermanentError(f"features need the column {', '.join(sorted(missing))} of cleaned counts")
     axis = _Days.of(issues[0] - LOOKBACK_DAYS * _DAY, issues[-1] + MAX_HORIZON * _DAY)
-    names, cube, seen = _cube(counts, axis, issues[-1], counter_ids or ())
+    known = counts.filter(pl.col("service_date") < issues[-1])
+    names, cube, seen = count_cube(known, axis.days, counter_ids or ())
     if not names:
         return contract.empty()
     at = np.array([(day - axis.days[0]).days for day in issues], dtype=np.int64)
@@ -243,38 +245,6 @@ def build_features(
         wanted = set(counter_ids)
         present = np.repeat(np.array([[name in wanted] for name in names]), len(issues), axis=1)
     return _emit(values, names, issues, ahead, axis, present, tz)
-
-
-def _cube(
-    counts: pl.DataFrame, axis: _Days, end: date, extra: Sequence[str]
-) -> tuple[list[str], Cube, NDArray[np.bool_]]:
-    """Counter names (sorted), counts [counter, day, hour], and [counter, day] whether any row is there."""
-    rows = (
-        counts.lazy()
-        .filter(pl.col("service_date").is_between(axis.days[0], end - _DAY))
-        .select(
-            "counter_id",
-            day=(pl.col("service_date") - axis.days[0]).dt.total_days().cast(pl.Int64),
-            hour=pl.col("local_hour").cast(pl.Int64),
-            value=pl.when("is_merged_hour")
-            .then(pl.col("hourly_count") / 2)
-            .otherwise(pl.col("hourly_count")),
-        )
-        .collect()
-    )
-    names = sorted(set(rows["counter_id"].unique()) | set(extra))
-    counter = rows["counter_id"].cast(pl.Enum(names)).to_physical().cast(pl.Int64)
-    shape = (len(names), len(axis.days), 24)
-    flat = (counter * len(axis.days) + rows["day"]) * 24 + rows["hour"]
-    seen = np.zeros(shape[:2], dtype=bool)
-    seen.reshape(-1)[(flat // 24).to_numpy()] = True
-    known = rows["value"].is_not_null()
-    where, value = flat.filter(known).to_numpy(), rows["value"].filter(known).to_numpy().astype(np.float64)
-    size = shape[0] * shape[1] * 24
-    # An hour the wall clock repeats may come as two rows; either alone describes the hour.
-    with np.errstate(invalid="ignore"):
-        cube = np.bincount(where, value, size) / np.bincount(where, minlength=size)
-    return names, cube.reshape(shape), seen
 
 
 def _features(cube: Cube, axis: _Days, at: Index, present: NDArray[np.bool_]) -> dict[str, tuple[str, Array]]:

@@ -9,7 +9,7 @@ All arrays are cubes [counter, day, hour of the local wall clock] of 64-bit floa
 import numpy as np
 from numpy.typing import NDArray
 
-Cube = NDArray[np.float64]
+from bike_assets.core.cube import Cube, shift_days
 
 MASK_LOOKBACK_DAYS = 28
 """The mask of a day depends on that day and this many days before it."""
@@ -21,21 +21,14 @@ SPIKE_FACTOR = 5.0
 SPIKE_MARGIN = 150.0
 
 
-def shift_days(cube: Cube, days: int) -> Cube:
-    """The cube moved to the future: the result at day d holds the input at day d - days, NaN at the start."""
-    moved = np.full_like(cube, np.nan)
-    if days < cube.shape[1]:
-        moved[:, days:] = cube[:, : cube.shape[1] - days]
-    return moved
-
-
-def weekly_median(cube: Cube) -> Cube:
-    """Median of the same hour of the week in the four weeks before each day, NaN without any."""
-    weeks = np.sort(np.stack([shift_days(cube, 7 * k) for k in range(1, 5)]), axis=0)  # NaN sorts last
-    known = np.sum(~np.isnan(weeks), axis=0)
-    low = np.take_along_axis(weeks, np.maximum((known - 1) // 2, 0)[None], axis=0)[0]
-    high = np.take_along_axis(weeks, np.minimum(known // 2, 3)[None], axis=0)[0]
-    return np.asarray(np.where(known % 2 == 1, low, 0.5 * (low + high)), dtype=np.float64)
+def weekly_median(cube: Cube, weeks: int = 4, at_least: int = 1) -> Cube:
+    """Median of the same hour of the week in the weeks before each day, NaN where fewer than `at_least` are known."""
+    past = np.sort(np.stack([shift_days(cube, 7 * k) for k in range(1, weeks + 1)]), axis=0)  # NaN sorts last
+    known = np.sum(~np.isnan(past), axis=0)
+    low = np.take_along_axis(past, np.maximum((known - 1) // 2, 0)[None], axis=0)[0]
+    high = np.take_along_axis(past, np.minimum(known // 2, weeks - 1)[None], axis=0)[0]
+    median = np.where(known % 2 == 1, low, 0.5 * (low + high))
+    return np.asarray(np.where(known >= at_least, median, np.nan), dtype=np.float64)
 
 
 def dead_days(cube: Cube) -> NDArray[np.bool_]:
