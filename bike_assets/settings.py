@@ -59,6 +59,9 @@ class Settings(BaseSettings):
     mlflow_ui_url: str = Field("http://127.0.0.1:5000", description="Where people open MLflow")
     model_name: str = Field("bike-traffic", description="Registered model in MLflow")
 
+    model_family: str = Field(
+        "catboost", description="Family of models: a name of `FAMILIES` in `core/families.py`"
+    )
     training_rows: int = Field(200_000, ge=1_000, description="Rows sampled for training")
     training_days: int = Field(400, ge=60, description="Issue dates before the training end that are used")
     iterations: int = Field(0, ge=0, description="Trees of the model; 0 takes the model's own default")

@@ -131,7 +131,8 @@ def build_trained_model(settings: Settings) -> dg.AssetsDefinition:
             CLEANED_COUNTS, last=until, columns=("counter_id", "ts_utc", "hourly_count", "is_spike")
         ).filter(~pl.col("is_spike"))
         train_config = TrainConfig(
-            **({"iterations": settings.iterations} if settings.iterations else {}),
+            family=settings.model_family,
+            iterations=settings.iterations or TrainConfig.iterations,
             max_rows=settings.training_rows,
             seed=settings.seed,
         )

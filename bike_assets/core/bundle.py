@@ -6,7 +6,7 @@ here: which model is champion (`promotion`, the registry), how features and fore
 
 A bundle is a flat directory, written once and never changed, whose name is the hash of its manifest:
 
-    model.cbm, calibration.json   what `Forecaster.save` wrote
+    model.cbm, calibration.json   (or the files of another family) what `Forecaster.save` wrote
     context.parquet               the recent cleaned counts that the features of a forecast need
     counters.parquet              names and positions of the counters
     golden.parquet                a few forecasts it must reproduce to the last digit wherever it is loaded
@@ -70,7 +70,7 @@ _COUNTERS = "counters.parquet"
 _GOLDEN = "golden.parquet"
 _CALIBRATION = "calibration.json"
 _TEMPORARY = ".tmp-"
-_FILE_NAME = re.compile(r"[a-z0-9_]+\.(cbm|json|parquet)")
+_FILE_NAME = re.compile(r"[a-z0-9_]+\.(cbm|json|npz|parquet)")
 _PRIVATE_KEY = "bundle.key"
 _PUBLIC_KEY = "bundle.pub"
 

@@ -116,16 +116,20 @@ class ModelRegistry(dg.ConfigurableResource):  # type: ignore[type-arg]
                 mlflow.log_artifacts(folder, _FORECASTER_DIR)
                 forecaster.holdout.write_parquet(Path(folder) / _HOLDOUT)
                 mlflow.log_artifact(str(Path(folder) / _HOLDOUT))
-            inputs = example.select(FEATURE_COLUMNS).cast(pl.Float64).to_pandas()
-            model = mlflow.catboost.log_model(
-                forecaster.catboost,
-                name="model",
-                signature=infer_signature(inputs, forecaster.catboost.predict(inputs)),
-                pip_requirements=["catboost"],
-            )
+            source = f"{run.info.artifact_uri}/{_FORECASTER_DIR}"
+            if (
+                forecaster.config.family == "catboost"
+            ):  # the one of our families that MLflow knows how to keep
+                inputs = example.select(FEATURE_COLUMNS).cast(pl.Float64).to_pandas()
+                source = mlflow.catboost.log_model(
+                    forecaster.catboost,
+                    name="model",
+                    signature=infer_signature(inputs, forecaster.catboost.predict(inputs)),
+                    pip_requirements=["catboost"],
+                ).model_uri
         self._ensure_model(client)
         version = client.create_model_version(
-            self.model_name, source=model.model_uri, run_id=run.info.run_id, tags=dict(tags)
+            self.model_name, source=source, run_id=run.info.run_id, tags=dict(tags)
         )
         client.set_registered_model_alias(self.model_name, CHALLENGER, version.version)
         return _version(client.get_model_version(self.model_name, version.version))

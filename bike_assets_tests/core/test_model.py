@@ -12,16 +12,11 @@ from polars.testing import assert_frame_equal
 
 from bike_assets.core.calendar import days_between
 from bike_assets.core.errors import PermanentError
+from bike_assets.core.families import MODEL_FILE, UNUSED_FEATURES
 from bike_assets.core.features import FEATURE_COLUMNS, build_features
+from bike_assets.core.intervals import calibrate, interval
 from bike_assets.core.metrics import accuracy_by_horizon, join_truth
-from bike_assets.core.model import (
-    CALIBRATION_FILE,
-    MODEL_FILE,
-    UNUSED_FEATURES,
-    Forecaster,
-    TrainConfig,
-    calibrate,
-)
+from bike_assets.core.model import CALIBRATION_FILE, Forecaster, TrainConfig
 from bike_assets_tests.core.synthetic import city
 
 FIRST, TRAINED_UNTIL, LAST = date(2023, 9, 1), date(2024, 1, 14), date(2024, 1, 28)
@@ -178,8 +173,6 @@ def test_calibration_covers_exchangeable_errors() -> None:
     horizon = rng.integers(1, 8, 40_000)
     calibration = calibrate(rate[:20_000], truth[:20_000], horizon[:20_000])
     assert calibration.rows == 20_000
-    forecaster = Forecaster()
-    forecaster.calibration = calibration
-    low, high = forecaster.interval(rate[20_000:], horizon[20_000:], 90)
+    low, high = interval(calibration, rate[20_000:], horizon[20_000:], 90)
     inside = (truth[20_000:] >= low) & (truth[20_000:] <= high)
     assert abs(inside.mean() - 0.9) < 0.01

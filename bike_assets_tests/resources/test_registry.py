@@ -9,6 +9,7 @@ from polars.testing import assert_frame_equal
 
 from bike_assets.core.errors import PermanentError
 from bike_assets.core.features import FEATURE_COLUMNS
+from bike_assets.core.model import TrainConfig, make_forecaster
 from bike_assets.resources.registry import CHALLENGER, CHAMPION, PREVIOUS, ModelRegistry, ModelVersion
 from bike_assets_tests.tables import (
     TRAINED_UNTIL,
@@ -75,6 +76,20 @@ def test_the_model_carries_a_signature_of_all_inputs(registry: ModelRegistry, ve
     assert signature is not None
     assert signature.inputs.input_names() == list(FEATURE_COLUMNS)
     assert signature.outputs is not None
+
+
+def test_a_family_that_mlflow_does_not_know_is_kept_and_found_again(tmp_path: Path) -> None:
+    registry = registry_in(tmp_path)
+    features = small_features(TRAINED_UNTIL, TRAINED_UNTIL).head(50)
+    truth = features.select("counter_id", ts_utc="target_ts", hourly_count="mean4")
+    forest = make_forecaster("random_forest", TrainConfig(forest_trees=2, thread_count=1)).fit(
+        features, truth
+    )
+    version = registry.log_training(
+        forest, dagster_run_id="forest", params={}, metrics={}, tags=version_tags(), example=features
+    )
+
+    assert_frame_equal(registry.load_forecaster(version).predict(features), forest.predict(features))
 
 
 def test_the_same_dagster_run_is_logged_once(registry: ModelRegistry, version: ModelVersion) -> None:

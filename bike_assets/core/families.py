@@ -1,0 +1,523 @@
+"""Families of models behind one interface: what is learned about an hour, and how it is kept in files.
+
+Belongs here: how each family is trained, asked and stored, and the settings of a training. Does not belong here:
+features (`bike_assets.core.features`), intervals (`bike_assets.core.intervals`), and which rows are trained on
+(`bike_assets.core.model`).
+
+Every learned family forecasts what recent days of the same kind say, times a learned correction. The trees of the
+default have Tweedie's loss (Jørgensen 1987), on counts divided by the counter's 28-day level so that a quiet lane and
+a boulevard teach each other. What a day is like (weather, strikes) is common to all counters, so a year of training is
+a few hundred cases and not a million: members each see half of the weeks, and their mean correction is shrunk.
+
+Files hold numbers only, never code: nothing of a model is unpickled. Asking a family needs neither scikit-learn nor
+anything else that only training needs.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Protocol, Self
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from bike_assets.core.errors import PermanentError
+from bike_assets.core.features import COUNT_FEATURES, FEATURE_COLUMNS
+
+MODEL_FILE = "model.cbm"
+FOREST_FILE = "random_forest.npz"
+NETWORK_FILE = "neural_net.npz"
+
+BLOCK_DAYS = 14
+"""Members are trained on blocks of this many target days."""
+
+UNUSED_FEATURES: tuple[str, ...] = tuple(
+    name
+    for name in FEATURE_COLUMNS
+    if name.startswith("network") and name not in ("network_ratio_1d", "network_ratio_7d")
+)
+"""Features no model may learn from: so much of the network's state names the very day, and days are then learned by
+heart. Counters without a past get their daily profile from them."""
+
+USED_FEATURES: tuple[str, ...] = tuple(name for name in FEATURE_COLUMNS if name not in UNUSED_FEATURES)
+
+Array = NDArray[np.float64]
+Matrix = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train.
+
+    Attributes:
+        family: a name of `FAMILIES`.
+        iterations: trees of each member (catboost).
+        members: models averaged into one; complementary pairs, each trained on one half of the weeks (catboost).
+        depth: depth of the (symmetric) trees (catboost).
+        learning_rate: shrinkage of each tree (catboost).
+        l2_leaf_reg: L2 regularisation of leaf values (catboost).
+        tweedie_power: variance power of the loss, 1 (Poisson) to 2 (gamma) (catboost).
+        forest_trees: trees of the random forest.
+        forest_leaf: fewest rows in a leaf of it.
+        forest_depth: greatest depth of its trees.
+        net_layers: neurons of each hidden layer of the neural net.
+        net_epochs: passes of the neural net over the rows.
+        shrinkage: share of the learned (logarithmic) correction that is applied.
+        weight_power: a row weighs its counter's level to this power.
+        max_rows: rows to train on at most; more are thinned by a hash.
+        calibration_days: last local days of the training truth used to calibrate intervals.
+        calibration_members: members of the model that is fitted without those days (catboost).
+        cap_factor: forecasts end at this multiple of the counter's 56-day maximum.
+        seed: of sampling, of the halves and of every random choice of a family.
+        thread_count: threads, -1 for all cores.
+    """
+
+    family: str = "catboost"
+    iterations: int = 150
+    members: int = 4
+    depth: int = 6
+    learning_rate: float = 0.1
+    l2_leaf_reg: float = 5.0
+    tweedie_power: float = 1.5
+    forest_trees: int = 60
+    forest_leaf: int = 20
+    forest_depth: int = 14
+    net_layers: tuple[int, ...] = (64, 32)
+    net_epochs: int = 12
+    shrinkage: float = 0.8
+    weight_power: float = 0.5
+    max_rows: int = 200_000
+    calibration_days: int = 28
+    calibration_members: int = 2
+    cap_factor: float = 1.3
+    seed: int = 20240101
+    thread_count: int = -1
+
+
+class PointModel(Protocol):
+    """A family: expected counts of feature rows."""
+
+    @classmethod
+    def train(cls, rows: pl.DataFrame, config: TrainConfig) -> Self:
+        """Fit to feature rows with their `hourly_count` (Float64), sorted by issue date, counter and hour."""
+        ...
+
+    def forecast(self, rows: pl.DataFrame, config: TrainConfig) -> Array:
+        """Expected count of every row; finite and not negative, and the same whatever rows are asked with it."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write the family's own files into an existing folder; the same model gives the same bytes."""
+        ...
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            OSError, ValueError, KeyError: a file is missing or damaged.
+        """
+        ...
+
+    def importance(self) -> Mapping[str, float]:
+        """Weight of each input, in shares of 1; empty where the family has no such thing."""
+        ...
+
+
+def matrix(rows: pl.DataFrame) -> Matrix:
+    """Inputs of a model [row, feature of FEATURE_COLUMNS], counts divided by the level; NaN where unknown."""
+    level = rows["level_28d"].to_numpy()
+    values = np.empty((rows.height, len(FEATURE_COLUMNS)), dtype=np.float32, order="F")
+    for i, name in enumerate(FEATURE_COLUMNS):
+        column = rows[name].to_numpy()
+        values[:, i] = column / level if name in COUNT_FEATURES else column
+    return values
+
+
+def expected(rows: pl.DataFrame) -> Array:
+    """What recent same weekdays and same kinds of day say; a counter without any gets the city's daily profile."""
+    level = _floats(rows, "level_28d")
+    week, kind = _floats(rows, "week_mean_clean"), _floats(rows, "type_ewm")
+    profile = np.nan_to_num(_floats(rows, "network_profile"), nan=1.0)
+    both = np.where(np.isnan(week), kind, np.where(np.isnan(kind), week, 0.5 * (week + kind)))
+    # A correction is a factor: it needs something above 0 to work on.
+    return np.asarray(np.where(np.isnan(both), level * profile, both) + 0.02 * level + 0.3)
+
+
+def corrected(rows: pl.DataFrame, correction: Array, config: TrainConfig) -> Array:
+    """Expected counts times the shrunk exp(correction), within what the counter has shown."""
+    forecast = expected(rows) * np.exp(config.shrinkage * correction)
+    return np.asarray(np.maximum(np.fmin(forecast, _floats(rows, "max_56d") * config.cap_factor), 0.0))
+
+
+def _floats(rows: pl.DataFrame, name: str) -> Array:
+    return rows[name].to_numpy().astype(np.float64)
+
+
+class CatBoostFamily:
+    """Gradient-boosted symmetric trees (Prokhorenkova et al. 2018): the default."""
+
+    def __init__(self, trees: Any) -> None:
+        self.trees = trees
+
+    @classmethod
+    def train(cls, rows: pl.DataFrame, config: TrainConfig) -> Self:
+        """Fit members on complementary halves of the weeks and average them."""
+        from catboost import CatBoostRegressor, Pool
+
+        inputs, level = matrix(rows), _floats(rows, "level_28d")
+        target, weight, baseline = (
+            rows["hourly_count"].to_numpy() / level,
+            level**config.weight_power,
+            np.log(expected(rows) / level),
+        )
+        blocks = rows["target_ts"].dt.epoch("d").to_numpy() // BLOCK_DAYS
+        members = []
+        for member in range(config.members):
+            chosen = _half(blocks, member, config.seed)
+            model = CatBoostRegressor(
+                loss_function=f"Tweedie:variance_power={config.tweedie_power}",
+                iterations=config.iterations,
+                depth=config.depth,
+                learning_rate=config.learning_rate,
+                l2_leaf_reg=config.l2_leaf_reg,
+                random_seed=config.seed + member,
+                thread_count=config.thread_count,
+                ignored_features=list(UNUSED_FEATURES),
+                allow_writing_files=False,
+                verbose=False,
+            )
+            model.fit(
+                Pool(
+                    inputs[chosen],
+                    target[chosen],
+                    weight=weight[chosen],
+                    baseline=baseline[chosen],
+                    feature_names=list(FEATURE_COLUMNS),
+                )
+            )
+            members.append(model)
+        return cls(_average(members))
+
+    def forecast(self, rows: pl.DataFrame, config: TrainConfig) -> Array:
+        """Expected count of every row."""
+        if rows.is_empty():
+            return np.zeros(0)
+        correction = self.trees.predict(
+            matrix(rows), prediction_type="RawFormulaVal", thread_count=config.thread_count
+        )
+        return corrected(rows, np.asarray(correction, dtype=np.float64), config)
+
+    def save(self, folder: Path) -> None:
+        """Write `model.cbm`."""
+        metadata = self.trees.get_metadata()
+        # A loaded model carries empty parameters, about which CatBoost complains on stderr at the next loading.
+        if "params" in list(metadata):
+            del metadata["params"]
+        self.trees.save_model(str(folder / MODEL_FILE))
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read `model.cbm`."""
+        from catboost import CatBoostError, CatBoostRegressor
+
+        trees = CatBoostRegressor()
+        try:
+            trees.load_model(str(folder / MODEL_FILE))
+        except CatBoostError as error:
+            raise ValueError(str(error).splitlines()[0]) from error
+        return cls(trees)
+
+    def importance(self) -> Mapping[str, float]:
+        """Share of the loss change each feature explains (PredictionValuesChange)."""
+        shares = np.asarray(self.trees.get_feature_importance(), dtype=np.float64)
+        return dict(zip(FEATURE_COLUMNS, (shares / max(shares.sum(), 1e-12)).tolist(), strict=True))
+
+
+def _average(models: list[Any]) -> Any:
+    """One model whose raw value is the mean of the models'."""
+    from catboost import sum_models
+
+    average = sum_models(models, weights=[1.0 / len(models)] * len(models))
+    metadata = average.get_metadata()
+    for key in list(metadata):
+        if key.startswith("model"):  # random ids and times of day: the same training must give the same bytes
+            del metadata[key]
+    return average
+
+
+def _half(blocks: NDArray[np.int64], member: int, seed: int) -> NDArray[np.bool_]:
+    """Rows of one half of the blocks; members 2k and 2k + 1 share the blocks between them."""
+    found = np.unique(blocks)
+    order = np.random.default_rng([seed, member // 2]).permutation(found)
+    middle = len(found) // 2
+    half = order[:middle] if member % 2 else order[middle:]
+    return np.asarray(np.isin(blocks, half if len(half) else found))
+
+
+def _learnable(rows: pl.DataFrame, config: TrainConfig) -> tuple[Matrix, Array, Array]:
+    """Inputs, target and weight of the families that learn the factor between count and expectation.
+
+    Weights hold the expectation, so that a mean of targets is a ratio of counts: many zeros of quiet hours then do
+    not outweigh the few hours that people ride in.
+    """
+    level, usual = _floats(rows, "level_28d"), expected(rows)
+    target = np.clip(rows["hourly_count"].to_numpy() / usual, 0.0, 8.0)
+    weight = usual / level * level**config.weight_power
+    return matrix(rows)[:, _USED], target, weight / weight.mean()
+
+
+_USED: Final = np.array([FEATURE_COLUMNS.index(name) for name in USED_FEATURES])
+_SMALLEST_FACTOR: Final = 0.02
+
+
+class RandomForestFamily:
+    """Means over decorrelated trees (Breiman 2001), trained by scikit-learn and asked as plain arrays."""
+
+    _ABSENT: Final = np.float32(-9.0)
+    """Stands for an unknown input: below everything that is known."""
+
+    def __init__(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        self._arrays = dict(arrays)
+
+    @classmethod
+    def train(cls, rows: pl.DataFrame, config: TrainConfig) -> Self:
+        """Fit the factor between count and expectation."""
+        from sklearn.ensemble import RandomForestRegressor
+
+        inputs, target, weight = _learnable(rows, config)
+        forest = RandomForestRegressor(
+            n_estimators=config.forest_trees,
+            min_samples_leaf=config.forest_leaf,
+            max_depth=config.forest_depth,
+            max_features=0.33,
+            max_samples=min(len(target), max(1_000, len(target) // 2)),
+            n_jobs=config.thread_count,
+            random_state=config.seed % 2**32,
+        )
+        forest.fit(np.nan_to_num(inputs, nan=float(cls._ABSENT)), target, sample_weight=weight)
+        trees = [estimator.tree_ for estimator in forest.estimators_]
+        return cls(
+            {
+                "sizes": np.array([tree.node_count for tree in trees], dtype=np.int64),
+                "feature": np.concatenate([tree.feature for tree in trees]).astype(np.int32),
+                "threshold": np.concatenate([tree.threshold for tree in trees]).astype(np.float64),
+                "left": np.concatenate([tree.children_left for tree in trees]).astype(np.int32),
+                "right": np.concatenate([tree.children_right for tree in trees]).astype(np.int32),
+                "value": np.concatenate([tree.value.reshape(-1) for tree in trees]).astype(np.float64),
+                "importance": forest.feature_importances_.astype(np.float64),
+            }
+        )
+
+    def forecast(self, rows: pl.DataFrame, config: TrainConfig) -> Array:
+        """Expected count of every row."""
+        if rows.is_empty():
+            return np.zeros(0)
+        inputs = np.nan_to_num(matrix(rows)[:, _USED], nan=float(self._ABSENT))
+        names = ("feature", "threshold", "left", "right", "value")
+        ends = np.cumsum(self._arrays["sizes"])
+        total, row = np.zeros(len(inputs)), np.arange(len(inputs))
+        for start, end in zip(ends - self._arrays["sizes"], ends, strict=True):
+            feature, threshold, left, right, value = (self._arrays[name][start:end] for name in names)
+            node = np.zeros(len(inputs), dtype=np.int32)
+            while (inner := left[node] >= 0).any():
+                at = node[inner]
+                lower = inputs[row[inner], feature[at]] <= threshold[at]
+                node[inner] = np.where(lower, left[at], right[at])
+            total += value[node]
+        factor = np.maximum(total / len(ends), _SMALLEST_FACTOR)
+        return corrected(rows, np.log(factor), config)
+
+    def save(self, folder: Path) -> None:
+        """Write `random_forest.npz`."""
+        np.savez(folder / FOREST_FILE, **self._arrays)  # type: ignore[arg-type]
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read `random_forest.npz`."""
+        return cls(_read_arrays(folder / FOREST_FILE))
+
+    def importance(self) -> Mapping[str, float]:
+        """Share of the squared error each feature's splits explain."""
+        return dict(zip(USED_FEATURES, self._arrays["importance"].tolist(), strict=True))
+
+
+class NeuralNetFamily:
+    """A small feed-forward net with Poisson loss, trained by scikit-learn and asked as plain arrays."""
+
+    _BLOCK: Final = 4096
+    """Rows that go through the layers at a time. Always as many, so that a row's sums are added in one order."""
+
+    def __init__(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        self._arrays = dict(arrays)
+
+    @classmethod
+    def train(cls, rows: pl.DataFrame, config: TrainConfig) -> Self:
+        """Fit the factor between count and expectation."""
+        import warnings
+
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.neural_network import MLPRegressor
+
+        inputs, target, weight = _learnable(rows, config)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # a feature that is never known
+            centre, spread = np.nanmean(inputs, axis=0), np.nanstd(inputs, axis=0)
+        scaling = {
+            "centre": np.nan_to_num(centre).astype(np.float64),
+            "spread": np.where(np.nan_to_num(spread) > 0, spread, 1.0).astype(np.float64),
+        }
+        net = MLPRegressor(
+            loss="poisson",
+            hidden_layer_sizes=config.net_layers,
+            batch_size=min(512, len(target)),
+            alpha=1e-3,
+            learning_rate_init=2e-3,
+            max_iter=config.net_epochs,
+            random_state=config.seed % 2**32,
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # the number of epochs is chosen
+            net.fit(_standardised(inputs, scaling), target, sample_weight=weight)
+        layers = {f"weights_{i}": layer.astype(np.float64) for i, layer in enumerate(net.coefs_)}
+        biases = {f"bias_{i}": bias.astype(np.float64) for i, bias in enumerate(net.intercepts_)}
+        return cls({**scaling, **layers, **biases})
+
+    def forecast(self, rows: pl.DataFrame, config: TrainConfig) -> Array:
+        """Expected count of every row."""
+        if rows.is_empty():
+            return np.zeros(0)
+        inputs = _standardised(matrix(rows)[:, _USED], self._arrays)
+        correction = np.empty(len(inputs))
+        block = np.zeros((self._BLOCK, inputs.shape[1]))
+        depth = sum(name.startswith("bias") for name in self._arrays)
+        for start in range(0, len(inputs), self._BLOCK):
+            part = inputs[start : start + self._BLOCK]
+            block[: len(part)] = part
+            values = block
+            for i in range(depth):
+                values = values @ self._arrays[f"weights_{i}"] + self._arrays[f"bias_{i}"]
+                values = np.maximum(values, 0.0) if i < depth - 1 else values
+            correction[start : start + self._BLOCK] = values[: len(part), 0]
+        return corrected(rows, np.clip(correction, np.log(_SMALLEST_FACTOR), np.log(8.0)), config)
+
+    def save(self, folder: Path) -> None:
+        """Write `neural_net.npz`."""
+        np.savez(folder / NETWORK_FILE, **self._arrays)  # type: ignore[arg-type]
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read `neural_net.npz`."""
+        return cls(_read_arrays(folder / NETWORK_FILE))
+
+    def importance(self) -> Mapping[str, float]:
+        """Nothing: weights of a net say little about its inputs."""
+        return {}
+
+
+def _standardised(inputs: Matrix, scaling: Mapping[str, NDArray[Any]]) -> Array:
+    scaled = (inputs.astype(np.float64) - scaling["centre"]) / scaling["spread"]
+    return np.asarray(np.clip(np.nan_to_num(scaled), -4.0, 4.0))
+
+
+def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    with np.load(path, allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}
+
+
+class EnsembleFamily:
+    """The geometric mean of families that err in different ways."""
+
+    MEMBERS: Final = ("catboost", "random_forest", "neural_net")
+
+    def __init__(self, members: Mapping[str, PointModel]) -> None:
+        self.members = dict(members)
+
+    @classmethod
+    def train(cls, rows: pl.DataFrame, config: TrainConfig) -> Self:
+        """Fit each member to the same rows."""
+        return cls({name: FAMILIES[name].train(rows, replace(config, family=name)) for name in cls.MEMBERS})
+
+    def forecast(self, rows: pl.DataFrame, config: TrainConfig) -> Array:
+        """Expected count of every row."""
+        logs = np.zeros(rows.height)
+        for model in self.members.values():
+            logs += np.log(np.maximum(model.forecast(rows, config), 1e-3))
+        return np.asarray(np.exp(logs / len(self.members)))
+
+    def save(self, folder: Path) -> None:
+        """Write the files of each member."""
+        for model in self.members.values():
+            model.save(folder)
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read the files of each member."""
+        return cls({name: FAMILIES[name].load(folder) for name in cls.MEMBERS})
+
+    def importance(self) -> Mapping[str, float]:
+        """Mean of the members' shares, of those that have any."""
+        shares = [share for model in self.members.values() if (share := model.importance())]
+        return {name: sum(share.get(name, 0.0) for share in shares) / len(shares) for name in FEATURE_COLUMNS}
+
+
+class _Baseline:
+    """A feature that is the forecast: nothing to learn, nothing to keep."""
+
+    column: str
+
+    @classmethod
+    def train(cls, rows: pl.DataFrame, config: TrainConfig) -> Self:  # noqa: ARG003
+        """There is nothing to fit."""
+        return cls()
+
+    def forecast(self, rows: pl.DataFrame, config: TrainConfig) -> Array:  # noqa: ARG002
+        """The baseline as it stands in the features."""
+        return _floats(rows, self.column)
+
+    def save(self, folder: Path) -> None:
+        """There is nothing to write."""
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:  # noqa: ARG003
+        """There is nothing to read."""
+        return cls()
+
+    def importance(self) -> Mapping[str, float]:
+        """All of it is the one column."""
+        return {self.column: 1.0}
+
+
+class SeasonalNaiveFamily(_Baseline):
+    """The last same hour of the week that was known."""
+
+    column = "seasonal_naive"
+
+
+class MeanOfFourWeeksFamily(_Baseline):
+    """The mean of the last four same hours of the week."""
+
+    column = "mean4"
+
+
+FAMILIES: Final[Mapping[str, type[PointModel]]] = {
+    "catboost": CatBoostFamily,
+    "random_forest": RandomForestFamily,
+    "neural_net": NeuralNetFamily,
+    "ensemble": EnsembleFamily,
+    "seasonal_naive": SeasonalNaiveFamily,
+    "mean_of_four_weeks": MeanOfFourWeeksFamily,
+}
+"""Every family by the name that a configuration and a table call it."""
+
+
+def family_of(name: str) -> type[PointModel]:
+    """The family of a name.
+
+    Raises:
+        PermanentError: there is none of that name.
+    """
+    if name not in FAMILIES:
+        raise PermanentError(f"there is no family of models {name!r}; choose one of {', '.join(FAMILIES)}")
+    return FAMILIES[name]
