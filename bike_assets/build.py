@@ -18,15 +18,16 @@ from bike_assets.assets.forecasting import (
 from bike_assets.assets.ingestion import build_raw_counts
 from bike_assets.assets.monitoring import build_drift_report, build_retraining_decision
 from bike_assets.assets.transformation import build_dbt_assets
+from bike_assets.assets.weather import build_raw_weather
 from bike_assets.checks.asset_checks import build_asset_checks
 from bike_assets.core.errors import PermanentError
 from bike_assets.core.promotion import PromotionPolicy
 from bike_assets.core.retraining import RetrainingPolicy
 from bike_assets.jobs import JOBS
-from bike_assets.partitions import counted_and_issue_days
+from bike_assets.partitions import counted_and_issue_days, weather_days
 from bike_assets.resources.bundles import BundleStore
 from bike_assets.resources.registry import ModelRegistry
-from bike_assets.resources.source import CountsSourceResource
+from bike_assets.resources.source import CountsSourceResource, WeatherSourceResource
 from bike_assets.resources.warehouse import DuckDBWarehouse
 from bike_assets.schedules import build_schedules
 from bike_assets.sensors.retraining import build_retraining_sensor
@@ -48,6 +49,7 @@ def build_defs(settings: Settings, resource_overrides: Mapping[str, Any] | None 
     return dg.Definitions(
         assets=[
             build_raw_counts(counted),
+            build_raw_weather(weather_days(settings)),
             *build_dbt_assets(project, counted),
             build_features_asset(issued),
             build_trained_model(settings),
@@ -76,6 +78,7 @@ def build_resources(settings: Settings, project: DbtProject) -> dict[str, Any]:
     return {
         "warehouse": DuckDBWarehouse(path=str(settings.warehouse_path)),
         "source": CountsSourceResource.from_settings(settings),
+        "weather": WeatherSourceResource.from_settings(settings),
         "registry": ModelRegistry.from_settings(settings),
         "bundles": BundleStore(bundles_dir=str(settings.bundles_dir), keys_dir=str(settings.keys_dir)),
         "dbt": DbtCliResource(

@@ -178,6 +178,8 @@ def _materialize_all(
     del source
     forget_sources()
     stage("counters", ["counters"])
+    if settings.weather_source != "none":
+        stage(f"raw_weather: {span[0]} to {newest_issue}", ["raw_weather"], days=(span[0], newest_issue))
     first_issue = max(
         windows.first + timedelta(days=FEATURE_LOOKBACK_DAYS),
         windows.train_until - timedelta(days=settings.training_days - 1),

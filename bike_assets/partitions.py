@@ -39,6 +39,14 @@ def counted_and_issue_days(
     return service_days(first, last), service_days(first_issue, last + timedelta(days=1))
 
 
+def weather_days(settings: Settings) -> dg.DailyPartitionsDefinition:
+    """Partitions of weather: observed on days that are counted, forecast on days on which counts are forecast."""
+    counted, issued = counted_and_issue_days(settings)
+    if counted.end is None or issued.end is None:
+        return counted
+    return service_days(counted.start.date(), issued.end.date() - timedelta(days=1))
+
+
 def has_day(partitions: dg.DailyPartitionsDefinition, day: date) -> bool:
     """Whether a day lies between the first partition and the last one, if there is a last one."""
     return partitions.start.date() <= day and (partitions.end is None or day < partitions.end.date())

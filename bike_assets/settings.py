@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from bike_assets.core.errors import PermanentError
+from bike_assets.sources.weather import WeatherName
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -31,6 +32,7 @@ QUIET = {**TELEMETRY_OFF, "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
 
 Environment = Literal["local", "compose", "prod"]
 SourceName = Literal["simulator", "archive"]
+WeatherSetting = Literal["auto", "none", "simulator", "file", "open-meteo"]
 
 
 class Settings(BaseSettings):
@@ -49,6 +51,15 @@ class Settings(BaseSettings):
     simulator_counters: int = Field(12, ge=1, description="Counters of the simulated city")
     simulator_first_day: date = Field(date(2024, 4, 1), description="Its first local day with counts")
     simulator_last_day: date = Field(date(2024, 12, 31), description="Its last local day with counts")
+
+    weather: WeatherSetting = Field(
+        "auto",
+        description="Where weather comes from: `none`, `simulator`, `file`, `open-meteo`; `auto` is the simulator's "
+        "own with the simulator and none with other counts",
+    )
+    weather_data: Annotated[tuple[Path, ...], NoDecode] = Field(
+        (), description="Files of observed weather (`file`), separated by the path separator"
+    )
 
     partitions_start: date = Field(
         date(2016, 1, 1), description="First local day that can be a partition of real counts"
@@ -73,7 +84,7 @@ class Settings(BaseSettings):
     )
     freshness_max_days: int = Field(3, ge=1, description="Days without new counts before the check warns")
 
-    @field_validator("data", mode="before")
+    @field_validator("data", "weather_data", mode="before")
     @classmethod
     def _split_paths(cls, value: Any) -> Any:
         if isinstance(value, str):
@@ -85,6 +96,13 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path) -> Path:
         # Steps run in other processes with other working directories.
         return value.expanduser().resolve()
+
+    @property
+    def weather_source(self) -> WeatherName:
+        """Where weather comes from, `auto` resolved."""
+        if self.weather != "auto":
+            return self.weather
+        return "simulator" if self.source == "simulator" else "none"
 
     @property
     def warehouse_path(self) -> Path:

@@ -15,10 +15,19 @@ import pytest
 from bike_assets import core
 from bike_assets.settings import REPOSITORY
 
-DAILY = {"raw_counts", "cleaned_counts", "features", "predictions", "drift_report", "retraining_decision"}
+DAILY = {
+    "raw_counts",
+    "raw_weather",
+    "cleaned_counts",
+    "features",
+    "predictions",
+    "drift_report",
+    "retraining_decision",
+}
 
 PARENTS = {
     "raw_counts": [],
+    "raw_weather": [],
     "cleaned_counts": ["raw_counts"],
     "counters": ["cleaned_counts", "raw_counts"],
     "features": ["cleaned_counts"],
@@ -131,7 +140,7 @@ def test_long_histories_are_filled_in_one_run(definitions: dict[str, Any]) -> No
     """Reports and decisions of a day are one run a day; tables take a range at once."""
     ranges = {name for name, asset in definitions["assets"].items() if asset["single_run"]}
 
-    assert ranges == {"raw_counts", "cleaned_counts", "features", "predictions"}
+    assert ranges == {"raw_counts", "raw_weather", "cleaned_counts", "features", "predictions"}
 
 
 def test_one_process_at_a_time_opens_the_warehouse(definitions: dict[str, Any]) -> None:
@@ -211,7 +220,7 @@ def test_resources_can_be_replaced(home: Path) -> None:
         other = DuckDBWarehouse(path="/elsewhere.duckdb")
         defs = build_defs(load_settings(), {"warehouse": other})
         assert defs.resources["warehouse"] is other
-        assert set(defs.resources) == {"warehouse", "source", "registry", "bundles", "dbt"}
+        assert set(defs.resources) == {"warehouse", "source", "weather", "registry", "bundles", "dbt"}
     """
     done = python(code, BIKE_HOME=str(home))
 

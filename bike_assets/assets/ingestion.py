@@ -2,6 +2,7 @@
 
 import hashlib
 from datetime import UTC, date, datetime, timedelta
+from itertools import groupby
 
 import dagster as dg
 import polars as pl
@@ -9,7 +10,7 @@ import polars as pl
 from bike_assets import tags
 from bike_assets.assets.metadata import fault_list, sample_table, table_metadata
 from bike_assets.core.calendar import hours_of_day, local_columns
-from bike_assets.core.contracts import CALENDAR_HOURS, RAW_COUNTS
+from bike_assets.core.contracts import CALENDAR_HOURS, RAW_COUNTS, TableContract
 from bike_assets.core.errors import PermanentError
 from bike_assets.partitions import window
 from bike_assets.resources.source import CountsSourceResource
@@ -48,7 +49,7 @@ def build_raw_counts(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefin
                 **table_metadata(RAW_COUNTS, rows),
                 "rows_per_day": per_day,
                 "counters": rows.get_column("counter_id").n_unique(),
-                "changed_partitions": changed,
+                "changed_partitions": len(changed),
                 "rows_set_aside": batch.rejected.height,
                 "set_aside": sample_table(batch.rejected),
                 "faults": dg.MetadataValue.md(fault_list(fault.line() for fault in batch.faults)),
@@ -60,7 +61,7 @@ def build_raw_counts(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefin
 
 def store(
     warehouse: DuckDBWarehouse, batch: SourceBatch, first: date, last: date, *, now: datetime
-) -> tuple[pl.DataFrame, int]:
+) -> tuple[pl.DataFrame, list[date]]:
     """Write a batch to `raw_counts`, with the local calendar of its days beside it.
 
     Args:
@@ -71,27 +72,66 @@ def store(
         now: what `ingested_at` says of partitions that are new or changed.
 
     Returns:
-        The rows of the range as they stand now, and how many partitions changed.
+        The rows of the range as they stand now, and the days that changed.
 
     Raises:
         ContractError: the rows break the contract. Nothing is written.
     """
-    hashes = content_hashes(batch.counts)
-    known = warehouse.read(
-        RAW_COUNTS, first, last, columns=["service_date", "content_hash", "ingested_at"], order=False
-    ).unique()
-    rows = (
-        batch.counts.join(hashes, on="service_date", how="left")
+    warehouse.replace(CALENDAR_HOURS, calendar_hours(first, last), first, last)
+    return replace_changed(
+        warehouse, RAW_COUNTS, batch.counts, content_hashes(batch.counts), first, last, now=now
+    )
+
+
+def replace_changed(
+    warehouse: DuckDBWarehouse,
+    contract: TableContract,
+    rows: pl.DataFrame,
+    hashes: pl.DataFrame,
+    first: date,
+    last: date,
+    *,
+    now: datetime,
+) -> tuple[pl.DataFrame, list[date]]:
+    """Write the partitions of a range whose content is not what the table holds; the others are left as they are.
+
+    Args:
+        warehouse: where to.
+        contract: the table; has `ingested_at` and `content_hash`.
+        rows: all rows of the range, without these two columns.
+        hashes: as `content_hashes` gives them.
+        first: first partition.
+        last: last partition, included.
+        now: what `ingested_at` says of the partitions that are written.
+
+    Returns:
+        The rows of the range as they stand now, and the days that changed.
+
+    Raises:
+        ContractError: the rows break the contract. Nothing is written.
+    """
+    stamps = ["service_date", "content_hash", "ingested_at"]
+    known = warehouse.read(contract, first, last, columns=stamps, order=False).unique()
+    stamped = (
+        rows.join(hashes, on="service_date", how="left")
         .join(known, on=["service_date", "content_hash"], how="left")
         .with_columns(pl.col("ingested_at").fill_null(pl.lit(now)))
     )
     before = dict(known.select("service_date", "content_hash").iter_rows())
     after = dict(hashes.iter_rows())
-    changed = sum(before.get(day) != after.get(day) for day in before.keys() | after.keys())
-    warehouse.replace(CALENDAR_HOURS, calendar_hours(first, last), first, last)
-    if changed:
-        warehouse.replace(RAW_COUNTS, rows, first, last)
-    return rows, changed
+    runs = [
+        list(run)
+        for is_changed, run in groupby(
+            sorted(before.keys() | after.keys()), key=lambda day: before.get(day) != after.get(day)
+        )
+        if is_changed
+    ]
+    if len(runs) > 1:  # A single run is checked when it is written; of several, none may be written in vain.
+        contract.conform(stamped)
+    for run in runs:
+        written = stamped.filter(pl.col("service_date").is_between(run[0], run[-1]))
+        warehouse.replace(contract, written, run[0], run[-1])
+    return stamped, [day for run in runs for day in run]
 
 
 def content_hashes(counts: pl.DataFrame) -> pl.DataFrame:

@@ -1,4 +1,4 @@
-"""The configured source of counts, as a resource."""
+"""The configured sources of counts and of weather, as resources."""
 
 from datetime import date
 from functools import lru_cache
@@ -9,6 +9,7 @@ import dagster as dg
 from bike_assets.settings import Settings, SourceName
 from bike_assets.sources import open_source
 from bike_assets.sources.base import CountsSource, SourceBatch
+from bike_assets.sources.weather import WeatherBatch, WeatherName, open_weather
 
 
 class CountsSourceResource(dg.ConfigurableResource):  # type: ignore[type-arg]
@@ -51,6 +52,40 @@ class CountsSourceResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     def read(self, first: date, last: date) -> SourceBatch:
         """Rows of the local days from `first` to `last`."""
         return self.open().read(first, last)
+
+
+class WeatherSourceResource(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """Where weather comes from."""
+
+    source: WeatherName
+    data: list[str]
+    simulator_seed: int
+    simulator_last_day: str
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> "WeatherSourceResource":
+        """The source that the settings name."""
+        return cls(
+            source=settings.weather_source,
+            data=[str(path) for path in settings.weather_data],
+            simulator_seed=settings.simulator_seed,
+            simulator_last_day=settings.simulator_last_day.isoformat(),
+        )
+
+    def read(self, first: date, last: date) -> WeatherBatch:
+        """Forecasts issued on the days from `first` to `last`, and the observed hours of these days.
+
+        Raises:
+            PermanentError: the source is not known, or has nothing readable.
+            TransientError: it cannot be reached just now.
+        """
+        source = open_weather(
+            self.source,
+            data=[Path(path) for path in self.data],
+            seed=self.simulator_seed,
+            last_day=date.fromisoformat(self.simulator_last_day),
+        )
+        return source.read(first, last)
 
 
 def forget_sources() -> None:

@@ -10,9 +10,10 @@ placed on the calendar, not counted from a range. Daily reads therefore add up t
 
 The count of counter c in hour h is negative binomial with mean
 
-    level_c · profile_c(day type, local hour) · season · holiday · exp(city shock + own shock) · rain · growth
+    level_c · profile_c(day type, local hour) · season · holiday · exp(city shock + own shock) · weather · growth
 
-where both shocks are AR(1) over days. Columns are those of `COUNTS_SCHEMA`.
+where both shocks are AR(1) over days and the weather is that of `simulated_weather`. Columns are those of
+`COUNTS_SCHEMA`.
 """
 
 from collections.abc import Iterator
@@ -36,6 +37,8 @@ from bike_assets.core.calendar import (
 from bike_assets.core.contracts import UTC_TIMESTAMP
 from bike_assets.core.errors import PermanentError
 from bike_assets.sources.base import COUNTS_SCHEMA, REJECTED_SCHEMA, SORT_KEY, SourceBatch
+from bike_assets.sources.seeded import rng, shock
+from bike_assets.sources.simulated_weather import month_weather, traffic_factor
 
 DEFAULT_FIRST_DAY = date(2023, 7, 1)
 DEFAULT_LAST_DAY = date(2024, 6, 30)
@@ -78,7 +81,8 @@ class _Kind(Enum):
 
 
 # Independent streams of random numbers; a number once given keeps its meaning, or every seed's city changes.
-_COUNTER, _CITY_SHOCK, _RAIN, _OWN_SHOCK, _COUNTS, _EVENTS, _SCENARIO, _CALENDAR = range(8)
+# 2 and those from 8 on belong to `simulated_weather`.
+_COUNTER, _CITY_SHOCK, _OWN_SHOCK, _COUNTS, _EVENTS, _SCENARIO, _CALENDAR = 0, 1, 3, 4, 5, 6, 7
 
 _STREETS = (
     "quai du Dérailleur",
@@ -100,7 +104,6 @@ _ROLES = 12
 _ROLE_RENAMED, _ROLE_CORRECTED, _ROLE_REPLACED = 2, 3, 11
 """Of every twelve counters, one is renamed each spring, one corrected late, one replaced each spring."""
 
-_SHOCK_MEMORY = 24  # 0.7^24 < 0.0002: days after which an AR(1) shock is forgotten.
 _MAX_OUTAGE_HOURS = 24 * 20
 _CORRECTION_DELAY = timedelta(days=7)
 _GAP_BEFORE_REPLACEMENT = timedelta(days=20)
@@ -253,7 +256,7 @@ class SimulatorSource:
         age = np.array([(day - self.scenario_start).days for day in shared.days])[shared.day_index]
         begun = age >= 0
         # Thinning what passed, from a stream of its own, leaves everything before the start as it was.
-        draw = _rng(self.seed, _SCENARIO, site.index, shared.year, shared.month)
+        draw = rng(self.seed, _SCENARIO, site.index, shared.year, shared.month)
         match self.scenario:
             case Scenario.CITY_SHOCK:
                 return np.where(begun, draw.binomial(counts, 0.6), counts)
@@ -266,10 +269,6 @@ class SimulatorSource:
             case Scenario.DEAD_COUNTER if site.index == 0:
                 return np.where(begun, 0, counts)
         return counts
-
-
-def _rng(*key: int) -> np.random.Generator:
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))
 
 
 def _months(first: date, last: date) -> Iterator[tuple[int, int]]:
@@ -292,14 +291,14 @@ def _previous(year: int, month: int) -> tuple[int, int]:
 
 def _site(seed: int, index: int) -> _Site:
     site_number = index // 2
-    place = _rng(seed, _COUNTER, 0, site_number)
+    place = rng(seed, _COUNTER, 0, site_number)
     # Draws in a fixed order: adding one at the end leaves the city as it is.
     latitude, longitude = place.uniform(48.825, 48.895), place.uniform(2.27, 2.40)
     kind = tuple(_Kind)[int(place.integers(3))] if site_number >= 3 else tuple(_Kind)[site_number % 3]
     level = float(np.exp(place.uniform(np.log(9.0), np.log(170.0))))
     axis = _DIRECTIONS[int(place.integers(len(_DIRECTIONS)))]
     house = int(place.integers(1, 160))
-    own = _rng(seed, _COUNTER, 1, index)
+    own = rng(seed, _COUNTER, 1, index)
     tide = own.uniform(0.15, 0.55)
     return _Site(
         index=index,
@@ -318,37 +317,15 @@ def _site(seed: int, index: int) -> _Site:
 
 def _yearly_day(seed: int, site: _Site, year: int) -> date:
     """The spring day on which a counter is replaced or renamed in that year."""
-    return date(year, 3, 1) + timedelta(days=int(_rng(seed, _CALENDAR, site.index, year).integers(75)))
-
-
-def _daily_normals(seed: int, stream: int, index: int, days: list[date]) -> _Floats:
-    """One standard normal for each day, the same for a day whatever the others are."""
-    by_year = {
-        year: _rng(seed, stream, index, year).standard_normal(366) for year in {day.year for day in days}
-    }
-    return np.array([by_year[day.year][day.timetuple().tm_yday - 1] for day in days])
-
-
-def _shock(seed: int, stream: int, index: int, days: list[date], memory: float, spread: float) -> _Floats:
-    """An AR(1) of that memory and standard deviation, one value a day, cut off where it is forgotten."""
-    earlier = [days[0] - timedelta(days=back) for back in range(_SHOCK_MEMORY, 0, -1)]
-    steps = _daily_normals(seed, stream, index, [*earlier, *days])
-    total = np.zeros(len(days))
-    for back in range(_SHOCK_MEMORY + 1):
-        total += memory**back * steps[_SHOCK_MEMORY - back : _SHOCK_MEMORY - back + len(days)]
-    scaled: _Floats = total * (spread * (1 - memory**2) ** 0.5)
-    return scaled
+    return date(year, 3, 1) + timedelta(days=int(rng(seed, _CALENDAR, site.index, year).integers(75)))
 
 
 def _shared(seed: int, year: int, month: int) -> _Month:
-    start = datetime(year, month, 1, tzinfo=UTC)
-    size = 24 * ((date(*_next(year, month), 1) - start.date()).days)
-    ts = int(start.timestamp()) + 3600 * np.arange(size)
-    clock = local_columns(pl.DataFrame({"ts_utc": ts}).select(pl.from_epoch("ts_utc").cast(UTC_TIMESTAMP)))
-    service_date = clock.get_column("service_date")
+    weather = month_weather(seed, year, month)
+    service_date = weather.get_column("service_date")
     days = days_between(service_date[0], service_date[-1])
     day_index = (service_date.to_physical() - service_date.to_physical()[0]).to_numpy().astype(np.int64)
-    local_hour = clock.get_column("local_hour").to_numpy().astype(np.int64)
+    local_hour = weather.get_column("local_hour").to_numpy().astype(np.int64)
 
     kinds = calendar_table(days)
     public = kinds.get_column("is_public_holiday").to_numpy()
@@ -358,13 +335,7 @@ def _shared(seed: int, year: int, month: int) -> _Month:
     august = np.array([day.month == 8 for day in days])
     day_of_year = np.array([day.timetuple().tm_yday for day in days])
     season = 1.0 - 0.24 * np.cos(2 * np.pi * (day_of_year - 20) / 365.25)
-    shock = _shock(seed, _CITY_SHOCK, 0, days, memory=0.7, spread=0.17)
-
-    weather = _rng(seed, _RAIN, year, month)
-    rain = np.zeros(size)
-    for _ in range(int(weather.poisson(11))):
-        begin = int(weather.integers(size))
-        rain[begin : begin + int(weather.integers(2, 9))] = weather.uniform(0.1, 0.45)
+    mood = shock(seed, _CITY_SHOCK, 0, days, memory=0.7, spread=0.15)
 
     workday = ~(public | (weekday >= 5))
     holiday = {
@@ -373,15 +344,15 @@ def _shared(seed: int, year: int, month: int) -> _Month:
         _Kind.MIXED: np.where(workday & bridge, 0.8, 1.0) * np.where(workday & school, 0.93, 1.0),
     }
     christmas = np.array([(day.month, day.day) in {(12, 25), (1, 1)} for day in days])
-    common = season * np.exp(shock) * np.where(august, 0.82, 1.0) * np.where(christmas, 0.6, 1.0)
+    common = season * np.exp(mood) * np.where(august, 0.82, 1.0) * np.where(christmas, 0.6, 1.0)
     return _Month(
         year=year,
         month=month,
-        ts=ts,
+        ts=weather.get_column("ts_utc").dt.epoch("s").to_numpy(),
         local_hour=local_hour,
         day_index=day_index,
         days=days,
-        city=common[day_index] * (1.0 - rain),
+        city=common[day_index] * traffic_factor(weather),
         holiday={kind: factor[day_index] for kind, factor in holiday.items()},
         weekend=~workday[day_index],
     )
@@ -399,7 +370,7 @@ def _undisturbed(seed: int, site: _Site, shared: _Month) -> _Ints:
     """What passes the counter in each hour of the month, before anything breaks."""
     weekday, weekend = _profiles(site)
     profile = np.where(shared.weekend, weekend[shared.local_hour], weekday[shared.local_hour])
-    own = _shock(seed, _OWN_SHOCK, site.index, shared.days, memory=0.6, spread=0.09)[shared.day_index]
+    own = shock(seed, _OWN_SHOCK, site.index, shared.days, memory=0.6, spread=0.09)[shared.day_index]
     years = (shared.year + (shared.month - 1) / 12) - 2023.5
     mean = (
         site.level
@@ -409,7 +380,7 @@ def _undisturbed(seed: int, site: _Site, shared: _Month) -> _Ints:
         * np.exp(own)
         * (1 + site.growth) ** years
     )
-    draw = _rng(seed, _COUNTS, site.index, shared.year, shared.month)
+    draw = rng(seed, _COUNTS, site.index, shared.year, shared.month)
     scatter = draw.gamma(site.dispersion, 1 / site.dispersion, len(mean))
     counts: _Ints = draw.poisson(mean * scatter)
     return counts
@@ -427,7 +398,7 @@ class _Events:
 
 def _outage(seed: int, site: _Site, year: int, month: int) -> tuple[int, int, bool] | None:
     """The outage that begins in the month, if any: start (seconds), hours, missing rows rather than zeros."""
-    draw = _rng(seed, _EVENTS, 0, site.index, year, month)
+    draw = rng(seed, _EVENTS, 0, site.index, year, month)
     begin = int(draw.integers(672))
     length = int(np.clip(draw.lognormal(3.3, 1.0), 5, _MAX_OUTAGE_HOURS))
     missing, happens = bool(draw.random() < 0.5), bool(draw.random() < 0.25)
@@ -445,7 +416,7 @@ def _events(seed: int, site: _Site, shared: _Month) -> _Events:
             offset = (start - int(shared.ts[0])) // 3600
             mask = silent if missing else zero
             mask[max(offset, 0) : max(offset + length, 0)] = True
-    draw = _rng(seed, _EVENTS, 1, site.index, year, month)
+    draw = rng(seed, _EVENTS, 1, site.index, year, month)
     silent |= draw.random(size) < 0.001
     spikes = {}
     if draw.random() < 0.06:

@@ -35,7 +35,7 @@ def test_rows_are_stored_as_the_source_gave_them(warehouse: DuckDBWarehouse) -> 
 
     rows, changed = store(warehouse, given, FIRST, SECOND, now=MORNING)
 
-    assert changed == 2
+    assert changed == [FIRST, SECOND]
     assert rows.height == 24 + 23
     stored = warehouse.read(RAW_COUNTS).sort("ts_utc")
     assert_frame_equal(stored.select(given.counts.columns), given.counts.sort("ts_utc"))
@@ -65,7 +65,7 @@ def test_storing_the_same_again_writes_nothing(
 
     _, changed = store(warehouse, given, FIRST, SECOND, now=LATER)
 
-    assert changed == 0
+    assert changed == []
     assert "raw_counts" not in written
     assert_frame_equal(warehouse.read(RAW_COUNTS).sort("ts_utc"), before)
 
@@ -76,7 +76,7 @@ def test_a_late_correction_replaces_its_day_and_dates_no_other(warehouse: DuckDB
 
     _, changed = store(warehouse, corrected, FIRST, SECOND, now=LATER)
 
-    assert changed == 1
+    assert changed == [FIRST]
     assert ingested(warehouse) == {FIRST: {LATER}, SECOND: {MORNING}}
     assert warehouse.read(RAW_COUNTS, FIRST, FIRST).get_column("hourly_count").min() == 100
     assert warehouse.read(RAW_COUNTS, SECOND, SECOND).get_column("hourly_count").max() == 22
@@ -89,14 +89,14 @@ def test_a_day_the_source_withdraws_is_gone_and_days_outside_the_range_stay(
 
     _, changed = store(warehouse, batch(day_rows(FIRST)), FIRST, SECOND, now=LATER)
 
-    assert changed == 1
+    assert changed == [SECOND]
     assert ingested(warehouse) == {FIRST: {MORNING}, THIRD: {MORNING}}
 
 
 def test_a_day_without_rows_is_stored_as_one(warehouse: DuckDBWarehouse) -> None:
     rows, changed = store(warehouse, batch(), FIRST, FIRST, now=MORNING)
 
-    assert (rows.height, changed) == (0, 0)
+    assert (rows.height, changed) == (0, [])
     assert warehouse.read(CALENDAR_HOURS).height == 24
 
 

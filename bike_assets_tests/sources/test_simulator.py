@@ -11,7 +11,8 @@ from bike_assets.core.contracts import RAW_COUNTS
 from bike_assets.core.errors import PermanentError
 from bike_assets.sources import SOURCE_NAMES, open_source
 from bike_assets.sources.base import COUNTS_SCHEMA, REJECTED_SCHEMA
-from bike_assets.sources.simulator import Scenario, SimulatorSource, _shock
+from bike_assets.sources.seeded import shock
+from bike_assets.sources.simulator import Scenario, SimulatorSource
 
 FIRST, LAST = date(2023, 1, 1), date(2024, 1, 31)
 
@@ -207,10 +208,10 @@ def test_outages_do_not_end_with_the_month(large_city: pl.DataFrame) -> None:
 
 def test_the_shock_of_a_day_does_not_depend_on_the_month_it_is_drawn_with() -> None:
     days = [date(2023, 3, 1) + timedelta(days=i) for i in range(60)]
-    whole = _shock(7, 1, 0, days, memory=0.7, spread=0.2)
+    whole = shock(7, 1, 0, days, memory=0.7, spread=0.2)
     for start in (1, 17, 31, 59):
-        assert np.array_equal(_shock(7, 1, 0, days[start:], memory=0.7, spread=0.2), whole[start:])
-    years = _shock(7, 1, 0, [date(2000, 1, 1) + timedelta(days=i) for i in range(7000)], 0.7, 0.2)
+        assert np.array_equal(shock(7, 1, 0, days[start:], memory=0.7, spread=0.2), whole[start:])
+    years = shock(7, 1, 0, [date(2000, 1, 1) + timedelta(days=i) for i in range(7000)], 0.7, 0.2)
     assert 0.18 < years.std() < 0.22
     assert 0.65 < np.corrcoef(years[1:], years[:-1])[0, 1] < 0.75
 
