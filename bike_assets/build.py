@@ -9,6 +9,7 @@ from typing import Any
 import dagster as dg
 from dagster_dbt import DbtCliResource, DbtProject
 
+from bike_assets.assets.counter_health import build_counter_health
 from bike_assets.assets.forecasting import (
     build_champion,
     build_features_asset,
@@ -51,6 +52,7 @@ def build_defs(settings: Settings, resource_overrides: Mapping[str, Any] | None 
             build_raw_counts(counted),
             build_raw_weather(weather_days(settings)),
             *build_dbt_assets(project, counted),
+            build_counter_health(counted),
             build_features_asset(issued),
             build_trained_model(settings),
             build_champion(PromotionPolicy()),

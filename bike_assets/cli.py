@@ -119,8 +119,9 @@ def ingest(
     with session(settings, debug) as (definitions, instance), progress() as say:
         span = CountsSourceResource.from_settings(settings).open().span()
         days = (_day(first) or span[0], _day(last) or span[1])
-        say(f"raw_counts, cleaned_counts: {days[0]} to {days[1]}")
-        outcome = materialize(definitions, instance, ["raw_counts", "cleaned_counts"], days=days)
+        counted = ["raw_counts", "cleaned_counts", "counter_health"]
+        say(f"{', '.join(counted)}: {days[0]} to {days[1]}")
+        outcome = materialize(definitions, instance, counted, days=days)
         for fault in outcome.faults:
             say(fault)
         materialize(definitions, instance, ["counters"], outcome=outcome)

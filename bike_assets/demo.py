@@ -174,7 +174,8 @@ def _materialize_all(
         progress(text)
         materialize(definitions, instance, assets, outcome=outcome, **arguments)
 
-    stage(f"raw_counts, cleaned_counts: {span[0]} to {span[1]}", ["raw_counts", "cleaned_counts"], days=span)
+    counted = ["raw_counts", "cleaned_counts", "counter_health"]
+    stage(f"{', '.join(counted)}: {span[0]} to {span[1]}", counted, days=span)
     del source
     forget_sources()
     stage("counters", ["counters"])

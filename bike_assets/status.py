@@ -13,6 +13,7 @@ from bike_assets.settings import Settings
 _ASSETS = (
     "raw_counts",
     "cleaned_counts",
+    "counter_health",
     "counters",
     "features",
     "trained_model",

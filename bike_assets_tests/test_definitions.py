@@ -19,6 +19,7 @@ DAILY = {
     "raw_counts",
     "raw_weather",
     "cleaned_counts",
+    "counter_health",
     "features",
     "predictions",
     "drift_report",
@@ -29,6 +30,7 @@ PARENTS = {
     "raw_counts": [],
     "raw_weather": [],
     "cleaned_counts": ["raw_counts"],
+    "counter_health": ["cleaned_counts"],
     "counters": ["cleaned_counts", "raw_counts"],
     "features": ["cleaned_counts"],
     "trained_model": ["features"],
@@ -140,7 +142,14 @@ def test_long_histories_are_filled_in_one_run(definitions: dict[str, Any]) -> No
     """Reports and decisions of a day are one run a day; tables take a range at once."""
     ranges = {name for name, asset in definitions["assets"].items() if asset["single_run"]}
 
-    assert ranges == {"raw_counts", "raw_weather", "cleaned_counts", "features", "predictions"}
+    assert ranges == {
+        "raw_counts",
+        "raw_weather",
+        "cleaned_counts",
+        "counter_health",
+        "features",
+        "predictions",
+    }
 
 
 def test_one_process_at_a_time_opens_the_warehouse(definitions: dict[str, Any]) -> None:
@@ -155,6 +164,7 @@ def test_every_table_has_checks(definitions: dict[str, Any]) -> None:
     for table in ("raw_counts", "cleaned_counts", "features", "predictions"):
         assert f"{table}:expectations" in checks
     assert "raw_counts:freshness" in checks
+    assert "counter_health:incidents" in checks
     assert "forecast_accuracy:beats_mean_of_four_weeks" in checks
     # dbt's own tests stand beside them.
     assert {"cleaned_counts:cleaned_counts_key_is_unique", "counters:unique_counters_counter_id"} <= checks

@@ -186,6 +186,51 @@ def counter_levels(frame: pl.DataFrame) -> str:
     return _markdown(figure, "Level by counter")
 
 
+def counter_states(health: pl.DataFrame) -> str:
+    """The state of the counters that were not always alive, day by day.
+
+    Args:
+        health: `service_date`, `counter_id`, `state`, as `COUNTER_HEALTH`.
+    """
+    from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Patch
+
+    names = ("alive", "silent", "dead", "stuck", "drifting")
+    colours = ("#dff0d8", "#999999", "#333333", "#8e44ad", "#c0392b")
+    code = pl.col("state").replace_strict(names, range(len(names)), return_dtype=pl.Int32)
+    days = health["service_date"].unique().sort().to_list()
+    worst = (
+        health.group_by("counter_id")
+        .agg(bad=(pl.col("state") != "alive").sum())
+        .filter(pl.col("bad") > 0)
+        .sort("bad", "counter_id", descending=[True, False])
+    )
+    shown = worst.head(2 * MAX_BARS)["counter_id"].to_list()
+    figure, axes = _figure(width=9, height=1.4 + 0.2 * max(len(shown), 3))
+    grid = [[float("nan")] * len(days) for _ in shown]
+    for day, counter, value in (
+        health.filter(pl.col("counter_id").is_in(shown))
+        .select("service_date", "counter_id", code)
+        .iter_rows()
+    ):
+        grid[shown.index(counter)][days.index(day)] = value
+    total = health["counter_id"].n_unique()
+    axes.set_title(f"{worst.height} of {total} counters were not always alive")
+    if shown:
+        axes.imshow(
+            grid, aspect="auto", interpolation="none", cmap=ListedColormap(colours), vmin=0, vmax=len(names) - 1
+        )  # fmt: skip
+        axes.set_yticks(range(len(shown)), shown, fontsize=7)
+        ticks = range(0, len(days), max(1, len(days) // 6))
+        axes.set_xticks(ticks, [f"{days[tick]:%d %b}" for tick in ticks])
+        axes.grid(visible=False)
+        axes.legend(
+            handles=[Patch(color=colour, label=name) for name, colour in zip(names, colours, strict=True)],
+            loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=len(names), frameon=False,
+        )  # fmt: skip
+    return _markdown(figure, "State by counter and day")
+
+
 def _bars(
     bars: list[tuple[str, float]], *, title: str, label: str, colours: list[str]
 ) -> tuple["Figure", "Axes"]:

@@ -23,6 +23,8 @@ from bike_assets.checks.freshness import evaluate_freshness
 from bike_assets.core.calendar import hours_of_day
 from bike_assets.core.contracts import (
     CLEANED_COUNTS,
+    COUNTER_HEALTH,
+    COUNTER_INCIDENTS,
     PREDICTIONS,
     RAW_COUNTS,
     TableContract,
@@ -49,6 +51,7 @@ def build_asset_checks(settings: Settings) -> list[dg.AssetChecksDefinition]:
     return [
         *(_expectations_check(name) for name in _TABLES),
         _freshness_check(settings.freshness_max_days),
+        _incidents_check(),
         _model_quality_check(settings),
     ]
 
@@ -155,6 +158,49 @@ def _freshness_check(max_days: int) -> dg.AssetChecksDefinition:
         return _never_failing(look)
 
     return freshness
+
+
+def _incidents_check() -> dg.AssetChecksDefinition:
+    @dg.asset_check(
+        asset="counter_health",
+        name="incidents",
+        description="No counter is silent, dead, stuck or drifting on the newest day",
+        pool=WAREHOUSE_POOL,
+    )
+    def open_incidents(
+        context: dg.AssetCheckExecutionContext, warehouse: DuckDBWarehouse
+    ) -> dg.AssetCheckResult:
+        def look() -> dg.AssetCheckResult:
+            _, day = checked_days(context, warehouse, COUNTER_HEALTH)
+            if day is None:
+                return _nothing_to_check("no day of counter_health is materialised")
+            known = warehouse.read(COUNTER_INCIDENTS, last=day)
+            ended = (pl.col("closed_on") <= day) | (pl.col("status") == "removed")
+            lasting = known.filter(~ended.fill_null(False)).sort("service_date", descending=True)
+            return dg.AssetCheckResult(
+                passed=lasting.is_empty(),
+                severity=dg.AssetCheckSeverity.WARN,
+                description="; ".join(
+                    f"{row['counter_id']} {row['state']} since {row['service_date']}"
+                    for row in lasting.head(10).iter_rows(named=True)
+                )
+                or None,
+                metadata={
+                    "day": str(day),
+                    "open": lasting.height,
+                    "opened_that_day": lasting.filter(pl.col("service_date") == day).height,
+                    "closed_that_day": known.filter(pl.col("closed_on") == day).height,
+                    "incidents": sample_table(lasting, 50),
+                },
+            )
+
+        return _never_failing(look)
+
+    return open_incidents
+
+
+def _nothing_to_check(why: str) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(passed=False, severity=dg.AssetCheckSeverity.WARN, description=why)
 
 
 def _model_quality_check(settings: Settings) -> dg.AssetChecksDefinition:

@@ -209,6 +209,62 @@ COUNTERS = TableContract(
     ),
 )
 
+COUNTER_HEALTH = TableContract(
+    schema="bike_traffic_analytics",
+    name="counter_health",
+    key=("service_date", "counter_id"),
+    columns=(
+        Column("service_date", pl.Date, "Local day judged, by what was known that evening"),
+        Column("counter_id", pl.String, "Counter"),
+        Column("state", pl.String, "alive, silent, dead, stuck or drifting"),
+        Column("known_hours", pl.Int32, "Hours of the day with a count", minimum=0, maximum=24),
+        Column("silent_days", pl.Int32, "Days since the last count, 0 on a day with one", minimum=0),
+        Column("daily_count", pl.Float64, "Bicycles counted that day", nullable=True, minimum=0),
+        Column(
+            "expected_count",
+            pl.Float64,
+            "Bicycles expected in its known hours: own median of eight weeks times the city's move",
+            nullable=True,
+            minimum=0,
+        ),
+        Column(
+            "change",
+            pl.Float64,
+            "Counted over expected, seven days: 0.5 where half as many are counted",
+            nullable=True,
+            minimum=0,
+        ),
+        Column(
+            "deviation",
+            pl.Float64,
+            "Logarithm of the change in the counter's robust standard deviations",
+            nullable=True,
+        ),
+        Column(
+            "stuck_hours", pl.Int32, "Longest run of equal counts above 0 that reached the day", minimum=0
+        ),
+        Column("reason", pl.String, "Why, in words"),
+    ),
+)
+
+COUNTER_INCIDENTS = TableContract(
+    schema="monitoring_audit",
+    name="counter_incidents",
+    key=("service_date", "counter_id"),
+    columns=(
+        Column("service_date", pl.Date, "Day it opened: the first that was not healthy"),
+        Column("counter_id", pl.String, "Counter"),
+        Column("closed_on", pl.Date, "First healthy day after it, null while it lasts", nullable=True),
+        Column(
+            "status", pl.String, "open, closed, or removed: silent for so long that it is not expected back"
+        ),
+        Column("state", pl.String, "State of most of its days"),
+        Column("days", pl.Int32, "Days that were not healthy", minimum=1),
+        Column("last_bad_day", pl.Date, "The newest of them"),
+        Column("reason", pl.String, "What was said of that day"),
+    ),
+)
+
 PREDICTIONS = TableContract(
     schema="bike_traffic_predictions",
     name="predictions",

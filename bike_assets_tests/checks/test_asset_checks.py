@@ -112,6 +112,7 @@ def test_every_table_has_its_suite_and_all_warn_only() -> None:
         "features:expectations",
         "predictions:expectations",
         "raw_counts:freshness",
+        "counter_health:incidents",
         "forecast_accuracy:beats_mean_of_four_weeks",
     }
     assert not any(spec.blocking for check in build_asset_checks(Settings()) for spec in check.check_specs)
@@ -124,10 +125,11 @@ def test_checks_over_nothing_end_in_warnings_and_not_in_a_failed_run(
         instance,
         warehouse,
         "raw_counts:freshness",
+        "counter_health:incidents",
         "forecast_accuracy:beats_mean_of_four_weeks",
     )
 
-    assert len(found) == 2
+    assert len(found) == 3
     for result in found.values():
         assert not result.passed
         assert result.severity is dg.AssetCheckSeverity.WARN
