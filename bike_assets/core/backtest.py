@@ -1,0 +1,415 @@
+"""Backtests: forecasts of a past period exactly as they would have been issued, and their accuracy by group.
+
+Belongs here: when which model is trained, what it may see, which hours are scored, and how the scored hours are
+grouped. Does not belong here: the measures (`bike_assets.core.metrics`), reading counts, keeping results, reports
+(`bike_assets.backtest`).
+
+An origin is one training and the issue dates whose forecasts its model makes, until the next training. A model sees
+counts up to the day before its first issue date and nothing later; a forecast of issue date D sees features of counts
+before D. Both are functions of the counts as published last: a correction that arrived after D is already in them.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date, timedelta
+from typing import Final, Literal
+
+import polars as pl
+
+from bike_assets.core.calendar import LOCAL_TZ, calendar_table, days_between
+from bike_assets.core.errors import PermanentError
+from bike_assets.core.features import FEATURE_LOOKBACK_DAYS, build_features, sample_rows
+from bike_assets.core.metrics import INTERVAL_COLUMNS, accuracy_table, join_truth, mase_scale
+from bike_assets.core.model import Forecaster, TrainConfig
+
+Retrain = Literal["none", "monthly"]
+
+BASELINES: Final = ("mean4", "seasonal_naive")
+"""Scored beside every family, on the same rows. They have no intervals."""
+
+CHUNK_DAYS: Final = 14
+"""Issue dates whose features are held at a time: about a quarter of a million rows of a whole city."""
+
+ROWS_PER_COUNTER: Final = 6_000
+"""Rows of training a counter at most: more of the same weeks teach a small city nothing, and cost as much."""
+
+ROW_SETS: Final = ("all", "trusted")
+"""`all`: every counted hour. `trusted`: without those flagged as outage or spike."""
+
+GROUPINGS: Final[dict[str, tuple[str, ...]]] = {
+    "overall": (),
+    "horizon": ("horizon",),
+    "month": ("month",),
+    "month and horizon": ("month", "horizon"),
+    "day": ("day_kind",),
+    "weekday": ("weekday",),
+    "holiday": ("holiday",),
+    "hour": ("hour",),
+    "hour band": ("hour_band",),
+    "weekday and hour": ("weekday", "hour"),
+    "level": ("level",),
+    "counter": ("counter_id",),
+    "counter and month": ("counter_id", "month"),
+}
+"""How scored hours are grouped, by the name the reports use."""
+
+NO_HISTORY: Final = "no history"
+"""Level of a counter that training had not seen."""
+
+_LEVELS: Final = ((10.0, "under 10"), (30.0, "10 to 30"), (100.0, "30 to 100"))
+_HOUR_BANDS: Final = (
+    (6, "00–05 night"),
+    (11, "06–10 morning"),
+    (16, "11–15 midday"),
+    (20, "16–19 evening"),
+)
+_WEEKDAYS: Final = ("1 Mon", "2 Tue", "3 Wed", "4 Thu", "5 Fri", "6 Sat", "7 Sun")
+_DAY: Final = timedelta(days=1)
+
+_COUNT_COLUMNS: Final = (
+    "service_date",
+    "counter_id",
+    "ts_utc",
+    "local_hour",
+    "hourly_count",
+    "is_merged_hour",
+)
+COUNT_COLUMNS: Final = (*_COUNT_COLUMNS, "is_outage", "is_spike")
+"""Columns of cleaned counts that a backtest reads."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """One training and the issue dates of its model.
+
+    Attributes:
+        train_from: first issue date whose features are trained on.
+        train_until: last local day of counts that training sees.
+        first: first issue date.
+        last: last issue date.
+    """
+
+    train_from: date
+    train_until: date
+    first: date
+    last: date
+
+    @property
+    def issue_dates(self) -> list[date]:
+        """Every day a forecast is issued on."""
+        return days_between(self.first, self.last)
+
+
+@dataclass(frozen=True)
+class BacktestConfig:
+    """What is backtested.
+
+    Attributes:
+        first: first issue date.
+        last: last issue date, and last local day whose hours are scored.
+        train_until: last local day of counts that the first training sees; the day before `first` by default.
+        retrain: `none` trains once; `monthly` also on the first of every month, on counts up to the day before.
+        window_days: issue dates before each training that are trained on; None takes all (an expanding window).
+        families: families of models, by name.
+        training: how each is trained.
+    """
+
+    first: date
+    last: date
+    train_until: date | None = None
+    retrain: Retrain = "none"
+    window_days: int | None = None
+    families: tuple[str, ...] = ("catboost",)
+    training: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        if self.last < self.first:
+            raise PermanentError(f"backtest: the period {self.first} to {self.last} ends before it begins")
+        if self.train_until is not None and self.train_until >= self.first:
+            raise PermanentError(
+                f"backtest: a model trained on counts up to {self.train_until} would be scored on its own training "
+                f"from {self.first} on; let training end before the period"
+            )
+        if self.window_days is not None and self.window_days < 1:
+            raise PermanentError(f"backtest: a window of {self.window_days} days; give at least 1")
+        if not self.families or len(set(self.families)) < len(self.families):
+            raise PermanentError("backtest: name at least one family, and each once")
+
+
+def plan_origins(config: BacktestConfig, history_from: date) -> tuple[Origin, ...]:
+    """When models are trained, and on which days each forecasts.
+
+    Args:
+        config: the backtest.
+        history_from: first local day with counts; features look back `FEATURE_LOOKBACK_DAYS` from the first issue
+            date that is trained on.
+
+    Raises:
+        PermanentError: there is no history to train on before the first origin.
+    """
+    starts = [config.first]
+    if config.retrain == "monthly":
+        starts += [day for day in days_between(config.first, config.last)[1:] if day.day == 1]
+    ends = [*(start - _DAY for start in starts[1:]), config.last]
+    origins = []
+    for start, end in zip(starts, ends, strict=True):
+        until = config.train_until if config.train_until and start == config.first else start - _DAY
+        begin = history_from + FEATURE_LOOKBACK_DAYS * _DAY
+        if config.window_days is not None:
+            begin = max(begin, until - (config.window_days - 1) * _DAY)
+        if begin > until:
+            raise PermanentError(
+                f"backtest: counts begin on {history_from}, and training up to {until} needs more than "
+                f"{FEATURE_LOOKBACK_DAYS} days of them before; begin the period later or give older counts"
+            )
+        origins.append(Origin(begin, until, start, end))
+    return tuple(origins)
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What the models of one origin learn from.
+
+    Attributes:
+        features: a sample of rows of the features of the training's issue dates.
+        truth: cleaned counts up to the end of training, without spikes.
+        counters: counter_id, mase_scale, mean_count (bicycles an hour) of those counts.
+    """
+
+    features: pl.DataFrame
+    truth: pl.DataFrame
+    counters: pl.DataFrame
+
+
+def training_data(counts: pl.DataFrame, origin: Origin, config: TrainConfig) -> TrainingData:
+    """What training on the evening of `origin.train_until` would find.
+
+    Args:
+        counts: cleaned counts, `COUNT_COLUMNS`; what is later than the origin is left out here.
+        origin: the training.
+        config: `max_rows` and `seed` choose the sample.
+    """
+    known = counts.filter(pl.col("service_date") <= origin.train_until)
+    days = days_between(origin.train_from, origin.train_until)
+    rows = training_rows(known, config)
+    per_day = 7 * 24 * known["counter_id"].n_unique()
+    # A little more than needed: not every counter has rows on every day, and `fit` thins to the exact size.
+    share = min(1.0, 1.2 * rows / max(per_day * len(days), 1))
+    sampled = [sample_rows(build_features(known, part), share, config.seed) for part in _parts(days)]
+    # An impossible count is no truth to learn from.
+    truth = known.filter(~pl.col("is_spike"))
+    means = truth.group_by("counter_id").agg(mean_count=pl.col("hourly_count").mean()).sort("counter_id")
+    return TrainingData(
+        features=pl.concat(sampled),
+        truth=truth,
+        counters=means.join(mase_scale(truth), on="counter_id", how="left", maintain_order="left"),
+    )
+
+
+def training_rows(counts: pl.DataFrame, config: TrainConfig) -> int:
+    """Rows that a training on these counts takes at most."""
+    return min(config.max_rows, ROWS_PER_COUNTER * counts["counter_id"].n_unique())
+
+
+def fit(family: str, data: TrainingData, config: TrainConfig) -> Forecaster:
+    """Train one family on an origin's data."""
+    return make_forecaster(family, replace(config, max_rows=training_rows(data.truth, config))).fit(
+        data.features, data.truth
+    )
+
+
+def issue(
+    forecaster: Forecaster,
+    counts: pl.DataFrame,
+    origin: Origin,
+    data: TrainingData,
+    progress: Callable[[int], None] = lambda _: None,
+) -> pl.DataFrame:
+    """The forecasts of an origin's issue dates beside what was counted, for every hour that was counted.
+
+    Args:
+        forecaster: trained on `data`.
+        counts: cleaned counts, `COUNT_COLUMNS`, up to the last day to be scored.
+        origin: whose issue dates.
+        data: the origin's training data.
+        progress: is told how many issue dates are done, a few at a time.
+
+    Returns:
+        service_date, counter_id, target_ts, horizon, forecast, the ends of the intervals, mean4, seasonal_naive,
+        hourly_count (truth), is_outage, is_spike, mase_scale and mean_count (null where training had not seen the
+        counter). Numbers are 32-bit floats.
+    """
+    flags = counts.select("counter_id", "is_outage", "is_spike", target_ts="ts_utc")
+    parts = []
+    for days in _parts(origin.issue_dates):
+        predictions = forecaster.predict(build_features(counts, days))
+        scored = (
+            join_truth(predictions, counts)
+            .join(flags, on=["counter_id", "target_ts"], how="left", maintain_order="left")
+            .join(data.counters, on="counter_id", how="left", maintain_order="left")
+        )
+        parts.append(scored.with_columns(pl.selectors.float().cast(pl.Float32)))
+        progress(len(days))
+    return pl.concat(parts)
+
+
+def as_baseline(scored: pl.LazyFrame, baseline: str) -> pl.LazyFrame:
+    """The same hours with a baseline in the place of the forecast, and no intervals."""
+    return scored.with_columns(
+        pl.col(baseline).alias("forecast"),
+        *(pl.lit(None, pl.Float32).alias(name) for name in INTERVAL_COLUMNS),
+    )
+
+
+def with_groups(scored: pl.LazyFrame, days: Sequence[date]) -> pl.LazyFrame:
+    """Scored hours with the columns of `GROUPINGS`, all of the target hour on the local clock.
+
+    Args:
+        scored: what `issue` returns.
+        days: every local day that a target may lie on.
+    """
+    calendar = (
+        calendar_table(days)
+        .lazy()
+        .select(
+            day="service_date",
+            weekday=pl.col("weekday").replace_strict(dict(enumerate(_WEEKDAYS)), return_dtype=pl.String),
+            day_kind=pl.when(pl.col("weekday") >= 5).then(pl.lit("weekend")).otherwise(pl.lit("weekday")),
+            holiday=pl.when("is_public_holiday")
+            .then(pl.lit("public holiday"))
+            .when("is_bridge_day")
+            .then(pl.lit("bridge day"))
+            .when("is_school_holiday")
+            .then(pl.lit("school holiday"))
+            .otherwise(pl.lit("ordinary")),
+        )
+    )
+    local = pl.col("target_ts").dt.convert_time_zone(LOCAL_TZ)
+    band = pl.lit("20–23 late")
+    for end, name in reversed(_HOUR_BANDS):
+        band = pl.when(local.dt.hour() < end).then(pl.lit(name)).otherwise(band)
+    level = pl.lit("100 and more")
+    for limit, name in reversed(_LEVELS):
+        level = pl.when(pl.col("mean_count") < limit).then(pl.lit(name)).otherwise(level)
+    return scored.with_columns(
+        day=local.dt.date(),
+        month=local.dt.strftime("%Y-%m"),
+        hour=local.dt.strftime("%H"),
+        hour_band=band,
+        level=pl.when(pl.col("mean_count").is_null()).then(pl.lit(NO_HISTORY)).otherwise(level),
+    ).join(calendar, on="day", how="left", maintain_order="left")
+
+
+def evaluate(scored: pl.LazyFrame | pl.DataFrame) -> pl.DataFrame:
+    """Every measure of every grouping, over all counted hours and again over the trusted ones.
+
+    Args:
+        scored: what `issue` returns, of one family and any number of origins.
+
+    Returns:
+        rows (of `ROW_SETS`), grouping (of `GROUPINGS`), group, subgroup (empty where there is one key), and the
+        columns of `accuracy_table`.
+    """
+    frame = scored.lazy().collect()
+    if frame.is_empty():
+        raise PermanentError("backtest: no hour of the period was counted; choose a period within the counts")
+    first, last = frame.select(pl.col("service_date").min(), pl.col("service_date").max().alias("last")).row(
+        0
+    )
+    grouped = with_groups(frame.lazy(), days_between(first - _DAY, last + 7 * _DAY)).collect()
+    del frame
+    tables = []
+    for rows in ROW_SETS:
+        chosen = grouped if rows == "all" else grouped.filter(~pl.col("is_outage") & ~pl.col("is_spike"))
+        for grouping, keys in GROUPINGS.items():
+            names = [pl.col(key).cast(pl.String) for key in keys]
+            group, subgroup = [*names, pl.lit("all")][0], names[1] if len(names) > 1 else pl.lit("")
+            tables.append(
+                accuracy_table(chosen, keys)
+                .with_columns(rows=pl.lit(rows), grouping=pl.lit(grouping), group=group, subgroup=subgroup)
+                .select(
+                    "rows",
+                    "grouping",
+                    "group",
+                    "subgroup",
+                    pl.exclude("rows", "grouping", "group", "subgroup", *keys),
+                )
+            )
+    return pl.concat(tables)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a family stands against the seasonal naive and its own intervals, over all counted hours.
+
+    Attributes:
+        months_lost: calendar months in which the seasonal naive has the smaller RMSE.
+        horizons_lost: horizons at which it has.
+        counters_won: share of counters at which the family has the smaller RMSE.
+        counters_lost: the others.
+        coverage_80: share of hours inside the 80 % interval; None without intervals.
+        coverage_90: share inside the 90 % interval.
+        counters_covered_80: share of counters whose coverage is within 5 points of 80 %.
+        counters_covered_90: share whose coverage is within 5 points of 90 %.
+        counter_months_covered_80: share of counters' months within 5 points of 80 %.
+        counter_months_covered_90: share of counters' months within 5 points of 90 %.
+    """
+
+    months_lost: tuple[str, ...]
+    horizons_lost: tuple[str, ...]
+    counters_won: float
+    counters_lost: tuple[str, ...]
+    coverage_80: float | None
+    coverage_90: float | None
+    counters_covered_80: float | None
+    counters_covered_90: float | None
+    counter_months_covered_80: float | None
+    counter_months_covered_90: float | None
+
+
+def verdict(table: pl.DataFrame, rows: str = "all") -> Verdict:
+    """Judge a family by its table of measures.
+
+    Args:
+        table: what `evaluate` returns.
+        rows: which of `ROW_SETS`.
+    """
+    table = table.filter(rows=rows)
+
+    def lost(grouping: str) -> tuple[str, ...]:
+        chosen = table.filter(pl.col("grouping") == grouping)
+        return tuple(chosen.filter(pl.col("rmse") >= pl.col("rmse_seasonal_naive"))["group"])
+
+    def covered(grouping: str, coverage: int) -> float | None:
+        found = table.filter(pl.col("grouping") == grouping)[f"coverage_{coverage}"].drop_nulls()
+        # Bounds belong to the range; the sum of floats must not decide.
+        inside = (found - coverage / 100).abs() <= 0.05 + 1e-9
+        return float(inside.sum()) / found.len() if found.len() else None
+
+    counters = table.filter(grouping="counter").height
+    beaten = lost("counter")
+    overall = table.filter(grouping="overall").row(0, named=True)
+    return Verdict(
+        months_lost=lost("month"),
+        horizons_lost=lost("horizon"),
+        counters_won=1 - len(beaten) / counters,
+        counters_lost=beaten,
+        coverage_80=overall["coverage_80"],
+        coverage_90=overall["coverage_90"],
+        counters_covered_80=covered("counter", 80),
+        counters_covered_90=covered("counter", 90),
+        counter_months_covered_80=covered("counter and month", 80),
+        counter_months_covered_90=covered("counter and month", 90),
+    )
+
+
+def make_forecaster(family: str, config: TrainConfig) -> Forecaster:
+    """An untrained forecaster of a family."""
+    if family != "catboost":
+        raise PermanentError(f"no family is called {family}; choose from catboost")
+    return Forecaster(config)
+
+
+def _parts(days: Sequence[date]) -> Iterator[Sequence[date]]:
+    for start in range(0, len(days), CHUNK_DAYS):
+        yield days[start : start + CHUNK_DAYS]
