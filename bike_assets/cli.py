@@ -2,19 +2,21 @@
 
 import sys
 from datetime import date, datetime
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from bike_assets import model_commands
 from bike_assets.console import (
     DEFAULT_HOME,
     AsJson,
+    DataOption,
     Debug,
     Home,
-    Source,
+    MoreData,
+    SourceOption,
     print_mapping,
     progress,
     quiet,
@@ -36,21 +38,9 @@ app = typer.Typer(
 )
 champion_app = typer.Typer(help="The model that serves.", no_args_is_help=True)
 app.add_typer(champion_app, name="champion")
+model_commands.add_to(app)
 
 
-SourceOption = Annotated[
-    Source | None,
-    typer.Option(
-        "--source",
-        help="Where counts come from; by default what the home was filled from, else the simulator.",
-        envvar="BIKE_SOURCE",
-    ),
-]
-DataOption = Annotated[
-    list[Path] | None,
-    typer.Option("--data", help="Files or folders of --source archive; several may follow."),
-]
-MoreData = Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", help="More files for --data.")]
 Day = Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"])]
 
 

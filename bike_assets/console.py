@@ -39,6 +39,19 @@ Home = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and every log line.")]
+SourceOption = Annotated[
+    Source | None,
+    typer.Option(
+        "--source",
+        help="Where counts come from; by default what the home was filled from, else the simulator.",
+        envvar="BIKE_SOURCE",
+    ),
+]
+DataOption = Annotated[
+    list[Path] | None,
+    typer.Option("--data", help="Files or folders of --source archive; several may follow."),
+]
+MoreData = Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", help="More files for --data.")]
 DEFAULT_HOME = Path(".bike")
 
 

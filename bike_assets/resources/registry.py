@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 EXPERIMENT: Final = "bike-traffic"
+BACKTESTS: Final = "bike-traffic-backtests"
 CHAMPION: Final = "champion"
 CHALLENGER: Final = "challenger"
 PREVIOUS: Final = "previous"
@@ -177,6 +178,30 @@ class ModelRegistry(dg.ConfigurableResource):  # type: ignore[type-arg]
                 mlflow.log_artifact(str(file))
         return f"{self.run_url(run.info.run_id)}/artifacts/{files[0].name}"
 
+    def log_backtest(
+        self, name: str, *, params: Mapping[str, Any], metrics: Mapping[str, float], files: Sequence[Path]
+    ) -> str:
+        """Log a backtest as a run of an experiment of its own.
+
+        Args:
+            name: of the run; the same backtest run again is another run.
+            params: what was backtested.
+            metrics: measured on the period, by family.
+            files: report and tables.
+
+        Returns:
+            Where a person opens the run.
+        """
+        import mlflow
+
+        experiment_id = self._experiment(self.client(), BACKTESTS)
+        with mlflow.start_run(experiment_id=experiment_id, run_name=name) as run:
+            mlflow.log_params(dict(params))
+            mlflow.log_metrics(dict(metrics))
+            for file in files:
+                mlflow.log_artifact(str(file))
+        return f"{self.ui_url}/#/experiments/{experiment_id}/runs/{run.info.run_id}"
+
     def by_alias(self, alias: str) -> ModelVersion | None:
         """The version an alias points to, or None where there is none yet."""
         from mlflow.exceptions import MlflowException
@@ -214,13 +239,13 @@ class ModelRegistry(dg.ConfigurableResource):  # type: ignore[type-arg]
         experiment_id = self._experiment(self.client())
         return f"{self.ui_url}/#/experiments/{experiment_id}/runs/{run_id}"
 
-    def _experiment(self, client: "MlflowClient") -> str:
-        found = client.get_experiment_by_name(EXPERIMENT)
+    def _experiment(self, client: "MlflowClient", name: str = EXPERIMENT) -> str:
+        found = client.get_experiment_by_name(name)
         if found is not None:
             return str(found.experiment_id)
         local = self.tracking_uri.startswith("sqlite:")
         location = Path(self.artifacts_dir).as_uri() if local else None
-        return str(client.create_experiment(EXPERIMENT, artifact_location=location))
+        return str(client.create_experiment(name, artifact_location=location))
 
     def _ensure_model(self, client: "MlflowClient") -> None:
         from mlflow.exceptions import MlflowException

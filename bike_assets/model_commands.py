@@ -1,0 +1,179 @@
+"""Commands about models and their forecasts: `bike-assets backtest`.
+
+Belongs here: options, and how results are printed. Does not belong here: the work (`bike_assets.backtest`).
+"""
+
+import contextlib
+import shlex
+import sys
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from bike_assets.console import (
+    DEFAULT_HOME,
+    AsJson,
+    DataOption,
+    Debug,
+    Home,
+    MoreData,
+    SourceOption,
+    progress,
+    quiet,
+    read_settings,
+    report,
+    session,
+    tell,
+)
+
+
+class RetrainOption(StrEnum):
+    """When a backtest trains again."""
+
+    none = "none"
+    monthly = "monthly"
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command()(backtest)
+
+
+def backtest(
+    more: MoreData = None,
+    first: Annotated[
+        datetime | None,
+        typer.Option(
+            "--from", formats=["%Y-%m-%d"], help="First issue date; by default four weeks before --to."
+        ),
+    ] = None,
+    last: Annotated[
+        datetime | None,
+        typer.Option(
+            "--to", formats=["%Y-%m-%d"], help="Last issue date, and last day scored; by default the newest."
+        ),
+    ] = None,
+    train_until: Annotated[
+        datetime | None,
+        typer.Option(
+            formats=["%Y-%m-%d"],
+            help="Last day whose counts the first training sees; by default the day before --from.",
+        ),
+    ] = None,
+    retrain: Annotated[RetrainOption, typer.Option(help="When to train again.")] = RetrainOption.none,
+    window: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Issue dates before a training that it uses; 0 for all. Default: BIKE_TRAINING_DAYS."
+        ),
+    ] = None,
+    families: Annotated[str, typer.Option(help="Families of models, with commas between.")] = "catboost",
+    source: SourceOption = None,
+    data: DataOption = None,
+    home: Home = DEFAULT_HOME,
+    mlflow: Annotated[bool, typer.Option(help="Log a run to MLflow.")] = True,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """How good forecasts of a past period would have been, had they been issued then.
+
+    Each model sees counts up to the day before its first forecast and nothing later. Uses the home's counts; --source
+    or --data fills the home first, as ingest does. Killed and run again, it goes on where it stopped.
+
+    bike-assets backtest --from 2024-10-01 --to 2024-12-31 --retrain monthly
+    """
+    settings = read_settings(home, source, [*(data or []), *(more or [])])
+    from bike_assets.backtest import fill, needs_filling, newest_day, run_backtest, training_config
+    from bike_assets.core.backtest import BacktestConfig
+
+    if needs_filling(settings, named=bool(source or data or more)):
+        with session(settings, debug) as (definitions, instance), progress() as say:
+            fill(settings, definitions, instance, say)
+    with quiet(settings, debug):
+        end = last.date() if last else newest_day(settings)
+        config = BacktestConfig(
+            first=first.date() if first else end - timedelta(days=27),
+            last=end,
+            train_until=train_until.date() if train_until else None,
+            retrain=retrain.value,
+            window_days=(settings.training_days if window is None else window) or None,
+            families=tuple(name.strip() for name in families.split(",") if name.strip()),
+            training=training_config(settings),
+        )
+        with _bar() as show:
+            result = run_backtest(
+                settings,
+                config,
+                command=shlex.join(["bike-assets", *sys.argv[1:]]),
+                mlflow=mlflow,
+                progress=show,
+            )
+    report(result, as_json, _print_backtest)
+
+
+@contextlib.contextmanager
+def _bar() -> Iterator[Any]:
+    """A progress bar on a terminal; elsewhere a line for every step."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        told = []
+
+        def line(text: str, share: float) -> None:
+            if text not in told:
+                told.append(text)
+                tell(f"{share:4.0%} {text}")
+
+        yield line
+        return
+    columns = (BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("starting", total=1.0)
+        yield lambda text, share: bar.update(task, description=text, completed=share)
+
+
+def _print_backtest(result: dict[str, Any]) -> None:
+    console = Console()
+    table = Table(
+        title="Every counted hour; trusted: without outages and spikes", title_justify="left", box=None
+    )
+    names = ("family", "day", "hours", "R²", "RMSE", "WAPE", "GEH<5", "mean4", "naive", "80 %", "90 %")
+    for name in names:
+        table.add_column(name, justify="left" if name == "family" else "right")
+    for family, found in result["families"].items():
+        days = found["horizon"]
+        shown = [(day, days[day]) for day in ("1", "2", "7") if day in days]
+        for day, row in [*shown, ("all", found["all"]), ("trusted", found["trusted"])]:
+            shares = ("geh5_share", "skill_mean4", "skill_seasonal_naive", "coverage_80", "coverage_90")
+            table.add_row(
+                family,
+                day,
+                f"{row['n']:,}",
+                _number(row["r2"], ".4f"),
+                _number(row["rmse"], ".2f"),
+                _number(row["wape"], ".2%"),
+                *(_number(row[name], ".1%") for name in shares),
+            )
+    console.print(table)
+    for family, found in result["families"].items():
+        if found["all"]["coverage_90"] is not None:
+            _print_verdict(console, family, found["verdict"])
+    console.print(f"all measures and forecasts: {result['folder']}", soft_wrap=True)
+
+
+def _print_verdict(console: Console, family: str, found: dict[str, Any]) -> None:
+    console.print(
+        f"{family}: the seasonal naive is better in {len(found['months_lost'])} months, at "
+        f"{len(found['horizons_lost'])} horizons, at {1 - found['counters_won']:.1%} of counters; coverage is within "
+        f"5 points at {found['counters_covered_80']:.1%} (80 %) and {found['counters_covered_90']:.1%} (90 %) of "
+        "counters"
+    )
+
+
+def _number(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
