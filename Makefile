@@ -5,6 +5,8 @@
 
 HOME_DIR ?= .bike
 ARGS ?=
+# Two test processes, a file in one of them, in the order of the folders: most tests wait for processes of their own.
+WORKERS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 BOOTSTRAP := .uv-bootstrap
 UV_VERSION := 0.13.8
@@ -45,7 +47,7 @@ demo: $(UV) ## everything from nothing, offline: simulated city, six assets, cha
 	$(RUN) bike-assets demo --home "$(HOME_DIR)" $(ARGS)
 
 test: $(UV) ## the test suite without the proofs that take minutes
-	$(RUN) pytest -m "not slow" $(ARGS)
+	$(RUN) pytest -m "not slow" $(WORKERS) $(ARGS)
 
 test-all: $(UV) ## the test suite with the proofs that take minutes
 	$(RUN) pytest $(ARGS)

@@ -1,5 +1,7 @@
-"""Fixtures that several kinds of tests share; the expensive one is made once a session."""
+"""Fixtures that several kinds of tests share; the expensive one is made once, also for several workers."""
 
+import fcntl
+import json
 from pathlib import Path
 
 import pytest
@@ -16,12 +18,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def demo_home(tmp_path_factory: pytest.TempPathFactory) -> DemoHome:
+def demo_home(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> DemoHome:
     """A home filled by the demo over the smallest city. Only to be read; `homes.copy_home` makes one to change."""
-    home = tmp_path_factory.mktemp("demo") / "home"
-    done = bike_assets("demo", "--home", home, "--json")
-    assert done.returncode == 0, done.stderr
-    return DemoHome(home, one_json(done.stdout), done.stderr, settings_of(home))
+    base = tmp_path_factory.getbasetemp()
+    shared = base if worker_id == "master" else base.parent  # where all workers of this run look
+    home, said = shared / "demo" / "home", shared / "demo" / "said.json"
+    home.parent.mkdir(exist_ok=True)
+    with (shared / "demo" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not said.exists():
+            done = bike_assets("demo", "--home", home, "--json")
+            assert done.returncode == 0, done.stderr
+            said.write_text(json.dumps([done.stdout, done.stderr]))
+    stdout, stderr = json.loads(said.read_text())
+    return DemoHome(home, one_json(stdout), stderr, settings_of(home))
 
 
 @pytest.fixture
