@@ -54,7 +54,7 @@ FAULTS = (
     Fault(
         "deduplication dropped",
         "dbt_project/models/intermediate/int_counts_latest.sql",
-        "where ranked.publication_rank = 1",
+        "where publication_rank = 1",
         "",
         "bike_assets_tests/assets/test_transformation.py",
     ),
@@ -81,10 +81,10 @@ FAULTS = (
     ),
     Fault(
         "the merged autumn hour counts twice",
-        "bike_assets/core/features.py",
-        'pl.col("hourly_count") / 2',
-        'pl.col("hourly_count")',
-        "bike_assets_tests/core/test_features.py",
+        "dbt_project/models/intermediate/int_counts_split.sql",
+        "floor(latest.hourly_count / 2) end",
+        "latest.hourly_count end",
+        "bike_assets_tests/assets/test_transformation.py",
     ),
     Fault(
         "a model below the floor is promoted",

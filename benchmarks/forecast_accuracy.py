@@ -49,7 +49,9 @@ def load(paths: list[Path]) -> pl.DataFrame:
     local, before = (pl.col("ts_utc").dt.convert_time_zone(LOCAL_TZ), repeats.dt.convert_time_zone(LOCAL_TZ))
     repeated = local.dt.hour() == before.dt.hour()
     alone = ~repeats.is_in(frame["ts_utc"].unique().implode())
-    return frame.with_columns(is_merged_hour=repeated & alone).sort("counter_id", "ts_utc")
+    both = repeated & alone
+    halves = pl.when(both).then(pl.col("hourly_count") // 2).otherwise(pl.col("hourly_count"))
+    return frame.with_columns(hourly_count=halves).sort("counter_id", "ts_utc")
 
 
 def chunks(counts: pl.DataFrame, days: list[date]) -> list[pl.DataFrame]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
-from dagster_dbt import DbtCliResource, DbtProject
+from dagster_dbt import DbtProject
 
 from bike_assets.assets.counter_health import build_counter_health
 from bike_assets.assets.forecasting import (
@@ -27,6 +27,7 @@ from bike_assets.core.retraining import RetrainingPolicy
 from bike_assets.jobs import JOBS
 from bike_assets.partitions import counted_and_issue_days, weather_days
 from bike_assets.resources.bundles import BundleStore
+from bike_assets.resources.dbt import DbtResource
 from bike_assets.resources.registry import ModelRegistry
 from bike_assets.resources.source import CountsSourceResource, WeatherSourceResource
 from bike_assets.resources.warehouse import DuckDBWarehouse
@@ -83,9 +84,10 @@ def build_resources(settings: Settings, project: DbtProject) -> dict[str, Any]:
         "weather": WeatherSourceResource.from_settings(settings),
         "registry": ModelRegistry.from_settings(settings),
         "bundles": BundleStore(bundles_dir=str(settings.bundles_dir), keys_dir=str(settings.keys_dir)),
-        "dbt": DbtCliResource(
-            project_dir=project,
+        "dbt": DbtResource(
+            project_dir=str(project.project_dir),
             profiles_dir=str(settings.dbt_project_dir),
+            artifacts_dir=str(settings.dbt_artifacts_dir),
         ),
     }
 

@@ -109,7 +109,7 @@ def ingest(
     with session(settings, debug) as (definitions, instance), progress() as say:
         span = CountsSourceResource.from_settings(settings).open().span()
         days = (_day(first) or span[0], _day(last) or span[1])
-        counted = ["raw_counts", "cleaned_counts", "counter_health"]
+        counted = ["raw_counts", "cleaned_counts", "quarantined_counts", "counter_health"]
         say(f"{', '.join(counted)}: {days[0]} to {days[1]}")
         outcome = materialize(definitions, instance, counted, days=days)
         for fault in outcome.faults:

@@ -174,7 +174,7 @@ def _materialize_all(
         progress(text)
         materialize(definitions, instance, assets, outcome=outcome, **arguments)
 
-    counted = ["raw_counts", "cleaned_counts", "counter_health"]
+    counted = ["raw_counts", "cleaned_counts", "quarantined_counts", "counter_health"]
     stage(f"{', '.join(counted)}: {span[0]} to {span[1]}", counted, days=span)
     del source
     forget_sources()

@@ -6,7 +6,9 @@ import dagster as dg
 
 INGEST: Final = dg.define_asset_job(
     "ingest",
-    selection=dg.AssetSelection.assets("raw_counts", "cleaned_counts", "counter_health"),
+    selection=dg.AssetSelection.assets(
+        "raw_counts", "cleaned_counts", "quarantined_counts", "counter_health"
+    ),
     description="Fetch, clean and judge the counts of some days; run it again for late corrections",
 )
 PREDICT: Final = dg.define_asset_job(

@@ -135,6 +135,11 @@ class Settings(BaseSettings):
         return self.home / "reports"
 
     @property
+    def dbt_artifacts_dir(self) -> Path:
+        """What dbt parsed, compiled and logged."""
+        return self.home / "dbt"
+
+    @property
     def dagster_home(self) -> Path:
         """Dagster's own storage."""
         return self.home / "dagster"

@@ -70,6 +70,7 @@ def day_rows(
         source=pl.lit("archive"),
         source_file=pl.lit(source_file),
         published_until=pl.lit(published_until or hours_of_day(day)[-1]).cast(COUNTS_SCHEMA["published_until"]),
+        is_stray=pl.lit(False),
     )  # fmt: skip
 
 
@@ -83,8 +84,10 @@ def cleaned(counts: pl.DataFrame) -> pl.DataFrame:
     """The synthetic city's counts with ordinary flags, as CLEANED_COUNTS."""
     return CLEANED_COUNTS.conform(
         counts.with_columns(
+            published_count=pl.col("hourly_count"),
             is_outage=pl.lit(False),
             is_spike=pl.lit(False),
+            is_stuck=pl.lit(False),
             revisions=pl.lit(1),
             published_until=pl.col("ts_utc").max(),
         )

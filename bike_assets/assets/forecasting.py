@@ -44,7 +44,6 @@ _COUNT_COLUMNS: Final = (
     "ts_utc",
     "local_hour",
     "hourly_count",
-    "is_merged_hour",
 )
 
 

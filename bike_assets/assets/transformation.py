@@ -1,24 +1,24 @@
-"""The dbt models as assets: `cleaned_counts` a partition a day, `counters` and `forecast_accuracy` whole."""
+"""The dbt models as assets: cleaning a partition a day, everything else whole."""
 
-import json
 from collections.abc import Iterator, Mapping
 from datetime import date
 from typing import Any
 
 import dagster as dg
+import polars as pl
 from dagster_dbt import (
     DagsterDbtTranslator,
     DagsterDbtTranslatorSettings,
-    DbtCliResource,
     DbtProject,
     dbt_assets,
 )
 
 from bike_assets import tags
 from bike_assets.assets.metadata import sample_table, table_schema
-from bike_assets.core.contracts import CLEANED_COUNTS, COUNTERS, TableContract
+from bike_assets.core.contracts import CLEANED_COUNTS, COUNTERS, QUARANTINED_COUNTS, TableContract
 from bike_assets.core.errors import ContractError
 from bike_assets.partitions import window
+from bike_assets.resources.dbt import DbtResource
 from bike_assets.resources.warehouse import DuckDBWarehouse
 
 _MONITORING_MODELS = ("forecast_accuracy",)
@@ -46,21 +46,16 @@ class BikeTranslator(DagsterDbtTranslator):
         )
 
 
-def partition_vars(first: date, last: date) -> dict[str, str]:
-    """The dbt variables that limit a build to some partitions, both ends included."""
-    return {"first_date": first.isoformat(), "last_date": last.isoformat()}
-
-
 def build_dbt_assets(
     project: DbtProject, partitions: dg.PartitionsDefinition[str]
 ) -> list[dg.AssetsDefinition]:
-    """The dbt models: one partitioned group, two that are built whole."""
+    """The dbt models: one partitioned group, and those that are built whole."""
     # raw_counts writes two tables: the counts and the calendar of their hours.
     translator = BikeTranslator(DagsterDbtTranslatorSettings(enable_duplicate_source_asset_keys=True))
 
     @dbt_assets(
         manifest=project.manifest_path,
-        select="cleaned_counts",
+        select="cleaned_counts quarantined_counts",
         name="dbt_cleaned_counts",
         partitions_def=partitions,
         backfill_policy=dg.BackfillPolicy.single_run(),
@@ -69,14 +64,13 @@ def build_dbt_assets(
         pool=tags.WAREHOUSE_POOL,
     )
     def dbt_cleaned_counts(
-        context: dg.AssetExecutionContext, dbt: DbtCliResource, warehouse: DuckDBWarehouse
+        context: dg.AssetExecutionContext, dbt: DbtResource, warehouse: DuckDBWarehouse
     ) -> Iterator[Any]:
         first, last = window(context)
-        arguments = ["build", "--vars", json.dumps(partition_vars(first, last))]
         yield from _described(
-            dbt.cli(arguments, context=context).stream(),
+            dbt.build(context, (first, last)).stream(),
             warehouse,
-            {"cleaned_counts": CLEANED_COUNTS},
+            {"cleaned_counts": CLEANED_COUNTS, "quarantined_counts": QUARANTINED_COUNTS},
             first,
             last,
         )
@@ -90,11 +84,9 @@ def build_dbt_assets(
         pool=tags.WAREHOUSE_POOL,
     )
     def dbt_counters(
-        context: dg.AssetExecutionContext, dbt: DbtCliResource, warehouse: DuckDBWarehouse
+        context: dg.AssetExecutionContext, dbt: DbtResource, warehouse: DuckDBWarehouse
     ) -> Iterator[Any]:
-        yield from _described(
-            dbt.cli(["build"], context=context).stream(), warehouse, {"counters": COUNTERS}, None, None
-        )
+        yield from _described(dbt.build(context).stream(), warehouse, {"counters": COUNTERS}, None, None)
 
     @dbt_assets(
         manifest=project.manifest_path,
@@ -104,8 +96,8 @@ def build_dbt_assets(
         project=project,
         pool=tags.WAREHOUSE_POOL,
     )
-    def dbt_forecast_accuracy(context: dg.AssetExecutionContext, dbt: DbtCliResource) -> Iterator[Any]:
-        yield from dbt.cli(["build"], context=context).stream()
+    def dbt_forecast_accuracy(context: dg.AssetExecutionContext, dbt: DbtResource) -> Iterator[Any]:
+        yield from dbt.build(context).stream()
 
     return [dbt_cleaned_counts, dbt_counters, dbt_forecast_accuracy]
 
@@ -138,5 +130,17 @@ def _described(
                 "dagster/row_count": dg.MetadataValue.int(rows.height),
                 "dagster/column_schema": dg.MetadataValue.table_schema(table_schema(contract)),
                 "sample": sample_table(rows),
+                **_flagged(rows),
             }
         )
+
+
+def _flagged(rows: pl.DataFrame) -> dict[str, dg.MetadataValue]:
+    """How many rows carry each flag of a table, and how many were published again with another value."""
+    flags = {name: pl.col(name).sum() for name, dtype in rows.schema.items() if dtype == pl.Boolean}
+    if "revisions" in rows.columns:
+        flags["revised"] = (pl.col("revisions") > 1).sum()
+    return {
+        f"rows/{name.removeprefix('is_')}": dg.MetadataValue.int(number)
+        for name, number in (rows.select(**flags).row(0, named=True) if flags else {}).items()
+    }

@@ -57,7 +57,7 @@ FORMAT_VERSION = 1
 ISSUE_DAYS = 35
 """How many issue dates before the newest one a bundle can still answer for, in days."""
 
-CONTEXT_COLUMNS = ("counter_id", "service_date", "ts_utc", "local_hour", "hourly_count", "is_merged_hour")
+CONTEXT_COLUMNS = ("counter_id", "service_date", "ts_utc", "local_hour", "hourly_count")
 """The columns of cleaned counts that features are built from, and so all that a bundle carries of them."""
 
 BUNDLE_ID_PATTERN = re.compile(r"[0-9a-f]{32}")

@@ -138,6 +138,7 @@ RAW_COUNTS = TableContract(
             UTC_TIMESTAMP,
             "Newest hour in that file: the later export corrects the earlier",
         ),
+        Column("is_stray", pl.Boolean, "On a day when hardly any counter of that file reported"),
         Column("ingested_at", UTC_TIMESTAMP, "When the platform first wrote the row in this form"),
         Column("content_hash", pl.String, "SHA-256 of the partition's content as the source gave it"),
     ),
@@ -182,12 +183,40 @@ CLEANED_COUNTS = TableContract(
         Column("counter_id", pl.String, "Counter"),
         Column("ts_utc", UTC_TIMESTAMP, "Start of the counted hour"),
         Column("local_hour", pl.Int32, "Hour of the local wall clock", minimum=0, maximum=23),
-        Column("hourly_count", pl.Int64, "Bicycles in the hour, as published last", nullable=True, minimum=0),
-        Column("is_merged_hour", pl.Boolean, "The hour holds both hours of the autumn clock change"),
+        Column(
+            "hourly_count",
+            pl.Int64,
+            "Bicycles in the hour; half of what was published where that held two hours",
+            nullable=True,
+            minimum=0,
+        ),
+        Column("published_count", pl.Int64, "Bicycles as published last", nullable=True, minimum=0),
+        Column("is_merged_hour", pl.Boolean, "Half of a row that held both hours of the autumn clock change"),
         Column("is_outage", pl.Boolean, "Part of a run of zeros of a day or more"),
-        Column("is_spike", pl.Boolean, "Impossible for this counter"),
-        Column("revisions", pl.Int32, "How many different values were published for the hour", minimum=1),
+        Column("is_spike", pl.Boolean, "Impossible for this counter, by its own four weeks before"),
+        Column("is_stuck", pl.Boolean, "Part of a run of equal counts that no traffic gives"),
+        Column(
+            "revisions",
+            pl.Int32,
+            "How many times another value than before was published, the first included",
+            minimum=1,
+        ),
         Column("published_until", UTC_TIMESTAMP, "Newest hour in the export the value came from"),
+    ),
+)
+
+QUARANTINED_COUNTS = TableContract(
+    schema="bike_traffic_analytics",
+    name="quarantined_counts",
+    key=(),  # what is wrong may be wrong twice
+    columns=(
+        Column("service_date", pl.Date, "Local day of the row"),
+        Column("counter_id", pl.String, "Counter"),
+        Column("ts_utc", UTC_TIMESTAMP, "Hour the row claims"),
+        Column("hourly_count", pl.Float64, "Bicycles, as published", nullable=True),
+        Column("reason", pl.String, "Why the row is not among the cleaned counts"),
+        Column("source", pl.String, "Source that gave the row"),
+        Column("source_file", pl.String, "File or request the row came from"),
     ),
 )
 

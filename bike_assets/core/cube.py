@@ -18,11 +18,10 @@ Cube = NDArray[np.float64]
 def count_cube(
     counts: pl.DataFrame, days: Sequence[date], extra: Sequence[str] = ()
 ) -> tuple[list[str], Cube, NDArray[np.bool_]]:
-    """Cleaned counts as a cube. An hour that holds both hours of the autumn clock change is halved.
+    """Cleaned counts as a cube. An hour that the clock shows twice is the mean of its two rows.
 
     Args:
-        counts: counter_id, service_date, local_hour, hourly_count, is_merged_hour; rows of other days are left
-            out.
+        counts: counter_id, service_date, local_hour, hourly_count; rows of other days are left out.
         days: the local days of the second axis, each after the other.
         extra: counters that are wanted whether they have a row or not.
 
@@ -36,9 +35,7 @@ def count_cube(
             "counter_id",
             day=(pl.col("service_date") - days[0]).dt.total_days().cast(pl.Int64),
             hour=pl.col("local_hour").cast(pl.Int64),
-            value=pl.when("is_merged_hour")
-            .then(pl.col("hourly_count") / 2)
-            .otherwise(pl.col("hourly_count")),
+            value=pl.col("hourly_count").cast(pl.Float64),
         )
         .collect()
     )
@@ -51,7 +48,6 @@ def count_cube(
     known = rows["value"].is_not_null()
     where, value = flat.filter(known).to_numpy(), rows["value"].filter(known).to_numpy().astype(np.float64)
     size = shape[0] * shape[1] * 24
-    # An hour the wall clock repeats may come as two rows; either alone describes the hour.
     with np.errstate(invalid="ignore"):
         cube = np.bincount(where, value, size) / np.bincount(where, minlength=size)
     return names, cube.reshape(shape), seen

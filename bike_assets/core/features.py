@@ -206,9 +206,9 @@ def build_features(
     """Features of every counter and every hour of the target days, as known on each issue date's morning.
 
     Args:
-        counts: cleaned counts with at least counter_id, service_date, local_hour, hourly_count and
-            is_merged_hour. Rows on or after an issue date, and rows more than `LOOKBACK_DAYS` before it, are
-            not used for it. Network-wide features see all counters in it.
+        counts: cleaned counts with at least counter_id, service_date, local_hour and hourly_count. Rows on or
+            after an issue date, and rows more than `LOOKBACK_DAYS` before it, are not used for it.
+            Network-wide features see all counters in it.
         issue_dates: local days on which forecasts are issued; order and repetition do not matter.
         horizons: days ahead, 1 (the issue date itself) to 7.
         counter_ids: counters to give rows for, known or not; by default those with a row in the lookback.
@@ -226,9 +226,7 @@ def build_features(
     issues, ahead = sorted(set(issue_dates)), sorted(set(horizons))
     if not issues or not ahead or ahead[0] < 1 or ahead[-1] > MAX_HORIZON:
         raise PermanentError(f"features need at least one issue date and horizons within 1..{MAX_HORIZON}")
-    missing = {"counter_id", "service_date", "local_hour", "hourly_count", "is_merged_hour"} - set(
-        counts.columns
-    )
+    missing = {"counter_id", "service_date", "local_hour", "hourly_count"} - set(counts.columns)
     if missing:
         raise PermanentError(f"features need the column {', '.join(sorted(missing))} of cleaned counts")
     axis = _Days.of(issues[0] - LOOKBACK_DAYS * _DAY, issues[-1] + MAX_HORIZON * _DAY)

@@ -40,7 +40,7 @@ _SPREAD_DAYS: Final = 28
 LOOKBACK_DAYS: Final = WINDOW_DAYS + _SPREAD_DAYS + 7 * PROFILE_WEEKS + MASK_LOOKBACK_DAYS
 """The state of day D depends on rows with D - LOOKBACK_DAYS <= service_date <= D and on nothing else."""
 
-HEALTH_COLUMNS: Final = ("service_date", "counter_id", "local_hour", "hourly_count", "is_merged_hour")
+HEALTH_COLUMNS: Final = ("service_date", "counter_id", "local_hour", "hourly_count")
 """The columns of cleaned counts that are read."""
 
 _MIN_HOURS = 12  # fewer comparable hours say nothing about a day

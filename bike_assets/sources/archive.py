@@ -115,6 +115,7 @@ def _export_rows(export: Export, log: ExportLog) -> pl.DataFrame | None:
         source=pl.lit(ArchiveSource.name, dtype=pl.Categorical),
         source_file=pl.lit(export.file, dtype=pl.Categorical),
         published_until=pl.lit(published_until, dtype=UTC_TIMESTAMP),
+        is_stray=~pl.col("service_date").is_between(first, last),
     ).select(COUNTS_SCHEMA.names())
 
 
@@ -146,7 +147,7 @@ def _note_strays(rows: pl.DataFrame, first: date, last: date, log: ExportLog) ->
         log.fault(
             f"stray rows on days when hardly any counter reported ({days[0]} to {days[-1]}; "
             f"the others are from {first} to {last})",
-            "nothing to do, unless the dates are wrong",
+            "nothing to do, unless the dates are wrong: cleaning puts them into quarantine",
             rows=strays.height,
             set_aside=False,
         )

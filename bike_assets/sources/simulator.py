@@ -448,6 +448,7 @@ def _published(rows: pl.DataFrame) -> pl.DataFrame:
     )
     return pl.concat([first, again]).with_columns(
         published_until=next_midnight.dt.convert_time_zone("UTC") - timedelta(hours=1),
+        is_stray=pl.lit(False),
         source=pl.lit(SimulatorSource.name),
         source_file=pl.format("simulated-{}{}", pl.col("published").dt.to_string("%Y-%m-%d"), "suffix"),
     )

@@ -51,9 +51,11 @@ def counts(first: date, last: date) -> pl.DataFrame:
             counter_id=pl.lit("c1"),
             local_hour=pl.lit(12),
             hourly_count=pl.lit(5),
+            published_count=pl.lit(5),
             is_merged_hour=pl.lit(False),
             is_outage=pl.lit(False),
             is_spike=pl.lit(False),
+            is_stuck=pl.lit(False),
             revisions=pl.lit(1),
         )
     )

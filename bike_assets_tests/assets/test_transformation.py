@@ -15,7 +15,13 @@ from polars.testing import assert_frame_equal
 
 from bike_assets.assets.ingestion import store
 from bike_assets.core.calendar import hours_of_day
-from bike_assets.core.contracts import CLEANED_COUNTS, COUNTERS, PREDICTIONS, TableContract
+from bike_assets.core.contracts import (
+    CLEANED_COUNTS,
+    COUNTERS,
+    PREDICTIONS,
+    QUARANTINED_COUNTS,
+    TableContract,
+)
 from bike_assets.resources.warehouse import DuckDBWarehouse
 from bike_assets.runner import materialize
 from bike_assets.settings import REPOSITORY, Settings
@@ -24,8 +30,8 @@ from bike_assets_tests.tables import BETA_BACKFILL_POLICY, batch, day_rows
 with warnings.catch_warnings():
     # A package of dagster-dbt's, which nothing here can replace, deprecates itself while it is imported.
     warnings.filterwarnings("ignore", "sqlglotrs is deprecated", DeprecationWarning)
-    from bike_assets.assets.transformation import partition_vars
     from bike_assets.build import build_defs
+    from bike_assets.resources.dbt import partition_environment
 
 pytestmark = [
     # dagster-dbt reads an attribute that Dagster deprecates.
@@ -59,13 +65,17 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tables]:
             def build(*assets: str, **how: Any) -> None:
                 materialize(definitions, instance, assets, **how)
 
-            build("cleaned_counts", days=(FIRST, LAST))
+            build("cleaned_counts", "quarantined_counts", days=(FIRST, LAST))
             whole = warehouse.read(CLEANED_COUNTS)
-            build("cleaned_counts", days=(AUTUMN, AUTUMN + timedelta(days=1)))
+            quarantined = warehouse.read(QUARANTINED_COUNTS)
+            again = (AUTUMN, AUTUMN + timedelta(days=1))
+            build("cleaned_counts", "quarantined_counts", days=again)
             build("counters", "forecast_accuracy")
         yield {
             "cleaned": whole,
             "again": warehouse.read(CLEANED_COUNTS),
+            "quarantined": quarantined,
+            "quarantined again": warehouse.read(QUARANTINED_COUNTS),
             "counters": warehouse.read(COUNTERS),
             "accuracy": warehouse.query("SELECT * FROM bike_traffic_analytics.forecast_accuracy"),
         }
@@ -88,7 +98,8 @@ def raw() -> list[pl.DataFrame]:
     # The portal's autumn: the second of the two hours that the clock calls 2 holds both.
     hours = hours_of_day(AUTUMN)
     frames += [
-        day_rows(AUTUMN, "merged", lambda _: 8.0, hours=hours[:2] + hours[3:]),
+        day_rows(AUTUMN, "merged", lambda n: 9.0 if n == 2 else 8.0, hours=hours[:2] + hours[3:]),
+        day_rows(AUTUMN, "gap", lambda _: 8.0, hours=hours[2:3]),
         day_rows(DAYS[1], "merged", lambda _: 8.0, hours=hours_of_day(DAYS[1])[:2]),
     ]
     # Zeros from noon of the 25th to noon of the 27th; and 23 zeros, which are a quiet day and no outage.
@@ -101,6 +112,20 @@ def raw() -> list[pl.DataFrame]:
         day_rows(DAYS[1], "quiet", lambda _: 5.0),
     ]
     frames += [day_rows(FIRST, "spiky", lambda n: {3: 2999.0, 4: 3000.0}.get(n, 5.0))]
+    # Five equal counts are chance, six are not; a day of the same small count is not either, by midnight.
+    frames += [
+        day_rows(FIRST, "stuck", lambda n: 12.0 if 3 <= n < 8 else 12.0 + n),
+        day_rows(DAYS[1], "stuck", lambda n: 12.0 if 3 <= n < 9 else 40.0 + n),
+        day_rows(DAYS[2], "stuck", lambda _: 5.0),
+    ]
+    # What cannot be a count.
+    noon = hours_of_day(FIRST)[12]
+    frames += [
+        day_rows(FIRST, "wrong", lambda _: -1.0, hours=[noon]),
+        day_rows(FIRST, "wrong", lambda _: 1.0, hours=[noon]).with_columns(is_stray=pl.lit(True)),
+        day_rows(FIRST, "wrong", lambda _: 2.5, hours=[noon + timedelta(hours=1)]),
+        day_rows(FIRST, "wrong", lambda _: 4.0, hours=[noon + timedelta(minutes=30)]),
+    ]
     # Renamed with the newest export, which is not the one with the newest hour.
     frames += [
         day_rows(FIRST, "renamed", published_until=LATE).with_columns(counter_name=pl.lit("New")),
@@ -157,20 +182,47 @@ def test_the_same_count_published_twice_is_no_revision(tables: Tables) -> None:
 
 
 def test_nothing_is_lost_and_nothing_is_double(tables: Tables) -> None:
-    published = pl.concat(raw()).select("counter_id", "ts_utc").unique().sort("counter_id", "ts_utc")
-
-    assert_frame_equal(
-        tables["cleaned"].select("counter_id", "ts_utc").sort("counter_id", "ts_utc"), published
+    rows = pl.concat(raw())
+    right = rows.filter(pl.col("counter_id") != "wrong").unique(["counter_id", "ts_utc"])
+    published = (
+        pl.concat([right, rows.filter(counter_id="wrong")])
+        .select("counter_id", "ts_utc")
+        .sort("counter_id", "ts_utc")
     )
 
+    split = ("merged", hours_of_day(AUTUMN)[2])
+    kept = [row for row in tables["cleaned"].select("counter_id", "ts_utc").rows() if row != split]
+    wrong = tables["quarantined"].select("counter_id", "ts_utc").rows()
+    assert sorted(kept + wrong) == published.rows()
 
-def test_only_the_one_row_of_the_repeated_hour_is_merged(tables: Tables) -> None:
-    merged = tables["cleaned"].filter("is_merged_hour")
 
-    assert merged.select("counter_id", "ts_utc", "local_hour").rows() == [
-        ("merged", hours_of_day(AUTUMN)[3], 2)
+def test_a_row_that_cannot_be_a_count_is_set_aside_with_the_reason(tables: Tables) -> None:
+    found = tables["quarantined"].select("counter_id", "hourly_count", "reason").sort("hourly_count").rows()
+
+    assert found == [
+        ("wrong", -1.0, "negative count"),
+        ("wrong", 1.0, "stray: hardly any counter of its file reported that day"),
+        ("wrong", 2.5, "not a whole number"),
+        ("wrong", 4.0, "not the start of an hour of its day"),
     ]
+    assert "wrong" not in tables["cleaned"]["counter_id"]
+
+
+def test_only_the_one_row_of_the_repeated_hour_is_merged_and_it_is_split(tables: Tables) -> None:
+    merged = tables["cleaned"].filter("is_merged_hour").sort("ts_utc")
+
+    first, second = hours_of_day(AUTUMN)[2:4]
+    columns = ("counter_id", "ts_utc", "local_hour", "hourly_count", "published_count")
+    assert merged.select(columns).rows() == [("merged", first, 2, 5, 9), ("merged", second, 2, 4, 9)]
     assert of(tables, "plain", AUTUMN).filter(local_hour=2).height == 2
+    whole = tables["cleaned"].filter(~pl.col("is_merged_hour"))
+    assert (whole["hourly_count"].eq_missing(whole["published_count"])).all()
+
+
+def test_the_first_of_the_two_hours_alone_is_a_gap_and_no_merged_hour(tables: Tables) -> None:
+    (row,) = of(tables, "gap", AUTUMN).rows(named=True)
+
+    assert (row["ts_utc"], row["hourly_count"], row["is_merged_hour"]) == (hours_of_day(AUTUMN)[2], 8, False)
 
 
 def test_a_long_run_of_zeros_is_an_outage_from_its_24th_hour_day_by_day(tables: Tables) -> None:
@@ -190,13 +242,24 @@ def test_an_impossible_count_is_flagged_and_kept(tables: Tables) -> None:
     assert 2999 in of(tables, "spiky")["hourly_count"]
 
 
+def test_a_run_of_equal_counts_is_flagged_by_its_length_and_height(tables: Tables) -> None:
+    flagged = of(tables, "stuck").filter("is_stuck")
+
+    assert flagged.filter(service_date=FIRST).is_empty()
+    assert flagged.filter(service_date=DAYS[1])["hourly_count"].to_list() == [12] * 6
+    assert flagged.filter(service_date=DAYS[2])["hourly_count"].to_list() == [5] * 24
+    assert not of(tables, "plain")["is_stuck"].any()
+
+
 def test_a_partition_built_alone_is_the_one_built_in_a_range(tables: Tables) -> None:
     """The two days built again hold a merged hour and the end of an outage that began before them."""
     assert_frame_equal(tables["again"], tables["cleaned"], check_exact=True)
+    assert_frame_equal(tables["quarantined again"], tables["quarantined"], check_row_order=False)
 
 
 def test_tables_keep_their_contracts(tables: Tables) -> None:
     assert CLEANED_COUNTS.violations(tables["cleaned"]) == []
+    assert QUARANTINED_COUNTS.violations(tables["quarantined"]) == []
     assert COUNTERS.violations(tables["counters"]) == []
 
 
@@ -236,7 +299,9 @@ def described() -> dict[str, list[str]]:
     return {model["name"]: [column["name"] for column in model["columns"]] for model in models}
 
 
-@pytest.mark.parametrize("contract", [CLEANED_COUNTS, COUNTERS], ids=lambda contract: contract.name)
+@pytest.mark.parametrize(
+    "contract", [CLEANED_COUNTS, QUARANTINED_COUNTS, COUNTERS], ids=lambda contract: contract.name
+)
 def test_the_description_of_a_model_is_its_contract(contract: TableContract) -> None:
     path = REPOSITORY / "dbt_project" / "models" / "marts" / "_marts.yml"
     models = {model["name"]: model for model in yaml.safe_load(path.read_text(encoding="utf-8"))["models"]}
@@ -260,4 +325,7 @@ def test_every_model_is_described() -> None:
 
 
 def test_a_build_is_limited_to_its_partitions_both_ends_included() -> None:
-    assert partition_vars(FIRST, LAST) == {"first_date": "2024-10-24", "last_date": "2024-10-29"}
+    assert partition_environment(FIRST, LAST) == {
+        "BIKE_FIRST_DATE": "2024-10-24",
+        "BIKE_LAST_DATE": "2024-10-29",
+    }

@@ -48,7 +48,7 @@ def good_raw() -> pl.DataFrame:
         hours(4, 3).with_columns(
             counter_name=pl.lit("c"), site_id=pl.lit(None), site_name=pl.lit(None), latitude=pl.lit(48.8),
             longitude=pl.lit(2.3), installation_date=pl.lit(None), source=pl.lit("simulator"),
-            source_file=pl.lit("f"), published_until=pl.lit(now),
+            source_file=pl.lit("f"), published_until=pl.lit(now), is_stray=pl.lit(False),
             ingested_at=pl.lit(now), content_hash=pl.lit("x"),
         )
     )  # fmt: skip
@@ -57,8 +57,8 @@ def good_raw() -> pl.DataFrame:
 def good_cleaned() -> pl.DataFrame:
     return CLEANED_COUNTS.conform(
         hours(4, 3).with_columns(
-            is_merged_hour=pl.lit(False), is_outage=pl.lit(False), is_spike=pl.lit(False),
-            revisions=pl.lit(1),
+            published_count=pl.col("hourly_count"), is_merged_hour=pl.lit(False), is_outage=pl.lit(False),
+            is_spike=pl.lit(False), is_stuck=pl.lit(False), revisions=pl.lit(1),
             published_until=pl.lit(datetime(2024, 1, 20, tzinfo=UTC)),
         )
     )  # fmt: skip
@@ -283,7 +283,8 @@ def test_half_a_million_rows_take_seconds_and_a_needle_is_found() -> None:
         pl.DataFrame({"i": np.arange(n)}).with_columns(
             counter_id=pl.format("1000{}-1000", pl.col("i") // times),
             ts_utc=pl.lit(start) + pl.duration(hours=pl.col("i") % times),
-            hourly_count=pl.col("i") % 97, is_merged_hour=False, is_outage=False, is_spike=False, revisions=1,
+            hourly_count=pl.col("i") % 97, published_count=pl.col("i") % 97, is_merged_hour=False,
+            is_outage=False, is_spike=False, is_stuck=False, revisions=1,
             published_until=pl.lit(start),
         ).with_columns(service_date=pl.col("ts_utc").dt.date(), local_hour=pl.col("ts_utc").dt.hour())
     )  # fmt: skip

@@ -13,12 +13,10 @@ PROFILE = (
 )
 
 
-def city(
-    first: date, last: date, counters: int = 4, seed: int = 0, merge_autumn: bool = True
-) -> pl.DataFrame:
+def city(first: date, last: date, counters: int = 4, seed: int = 0) -> pl.DataFrame:
     """Cleaned counts of every hour: a daily profile, quiet weekends, a common mood a day, Poisson noise.
 
-    Counter `c00` is the quietest. With merge_autumn the repeated hour comes as one row, as the portal gives it.
+    Counter `c00` is the quietest.
     """
     rng = np.random.default_rng(seed)
     parts = []
@@ -37,11 +35,6 @@ def city(
     frame = frame.with_columns(
         hourly_count=pl.Series(rng.poisson(rate)).cast(pl.Int64), is_merged_hour=pl.lit(False)
     )
-    if merge_autumn:
-        keys = ["counter_id", "service_date", "local_hour"]
-        frame = frame.group_by(keys, maintain_order=True).agg(
-            pl.col("ts_utc").last(), pl.col("hourly_count").sum(), is_merged_hour=pl.len() > 1
-        )
     return frame.select(
         "service_date", "counter_id", "ts_utc", "local_hour", "hourly_count", "is_merged_hour"
     ).sort("counter_id", "ts_utc")

@@ -65,7 +65,6 @@ def city() -> pl.DataFrame:
     noise = pl.struct("ts_utc", "counter_id").hash(seed=7) % 9
     return frame.with_columns(
         (pl.col("level") * rush * weekend / 7 + noise).round().cast(pl.Int64).alias("hourly_count"),
-        pl.lit(False).alias("is_merged_hour"),
     )
 
 
@@ -266,8 +265,8 @@ def test_what_cannot_become_a_bundle_says_why(champion: Champion, tmp_path: Path
 
     with pytest.raises(BundleError, match="holds no counts"):
         write(champion.history.clear())
-    with pytest.raises(BundleError, match="lacks column is_merged_hour"):
-        write(champion.history.drop("is_merged_hour"))
+    with pytest.raises(BundleError, match="lacks column local_hour"):
+        write(champion.history.drop("local_hour"))
     with pytest.raises(BundleError, match=r"metrics\.1\.r2 is nan"):
         write(info=replace(INFO, metrics={"1": {"r2": float("nan")}}))
     with pytest.raises(BundleError, match="created_at has no time zone"):

@@ -162,15 +162,23 @@ def test_days_of_clock_changes_have_a_row_for_every_real_hour(day: date, hours: 
     assert features["hour"].to_list().count(2.0) == hours - 23
 
 
-def test_the_merged_autumn_hour_counts_half() -> None:
-    merged = city(date(2023, 9, 20), date(2023, 11, 4))
+def test_the_two_halves_of_the_merged_autumn_hour_are_one_hour_of_their_mean() -> None:
+    apart = city(date(2023, 9, 20), date(2023, 11, 4))
     ts = datetime(2023, 11, 5, 1, tzinfo=UTC)  # Sunday 02:00 local
-    both = merged.filter(pl.col("is_merged_hour") & (pl.col("counter_id") == "c03"))
-    assert both.height == 1
-    features = build_features(merged, [date(2023, 11, 5)], horizons=[1])
-    assert one(features, "c03", ts, "seasonal_naive") == both["hourly_count"].item() / 2
-    apart = city(date(2023, 9, 20), date(2023, 11, 4), merge_autumn=False)
-    assert_frame_equal(build_features(apart, [date(2023, 11, 5)], horizons=[1]), features, check_exact=True)
+    night = (pl.col("service_date") == date(2023, 10, 29)) & (pl.col("local_hour") == 2)
+    both = apart.filter(night & (pl.col("counter_id") == "c03"))
+    assert both.height == 2
+    features = build_features(apart, [date(2023, 11, 5)], horizons=[1])
+    assert one(features, "c03", ts, "seasonal_naive") == both["hourly_count"].mean()
+    total = pl.col("hourly_count").sum().over("counter_id", "service_date", "local_hour")
+    larger = pl.col("ts_utc").dt.hour() == 0
+    halves = apart.with_columns(
+        hourly_count=pl.when(night)
+        .then(pl.when(larger).then(total - total // 2).otherwise(total // 2))
+        .otherwise(pl.col("hourly_count"))
+    )
+    assert halves["hourly_count"].dtype == pl.Int64
+    assert_frame_equal(build_features(halves, [date(2023, 11, 5)], horizons=[1]), features, check_exact=True)
 
 
 def test_an_outage_is_masked_in_lags_but_not_in_the_baselines(counts: pl.DataFrame) -> None:

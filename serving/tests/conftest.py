@@ -187,7 +187,6 @@ def _history() -> pl.DataFrame:
         .join(levels, how="cross")
         .with_columns(
             (pl.col("level") * rush / 7 + noise).round().cast(pl.Int64).alias("hourly_count"),
-            pl.lit(False).alias("is_merged_hour"),
         )
     )
 

@@ -1,0 +1,15 @@
+{# The partitions to build, both ends included, from BIKE_FIRST_DATE and BIKE_LAST_DATE; every day without them. They
+   come from the environment and not from --vars, because a change of vars makes dbt parse the whole project again. #}
+
+{% macro first_date() -%} cast('{{ env_var("BIKE_FIRST_DATE", "2016-01-01") }}' as date) {%- endmacro %}
+{% macro last_date() -%} cast('{{ env_var("BIKE_LAST_DATE", "2099-12-31") }}' as date) {%- endmacro %}
+
+{% macro in_window(column, lookback_days=0) -%}
+{{ column }} between
+{%- if lookback_days %} {{ days_before(first_date(), lookback_days) }}{% else %} {{ first_date() }}{% endif %} and {{ last_date() }}
+{%- endmacro %}
+
+{# A partition is replaced: what stood there goes in the transaction that writes anew. #}
+{% macro delete_window() -%}
+{% if is_incremental() %}delete from {{ this }} where {{ in_window("service_date") }}{% endif %}
+{%- endmacro %}
