@@ -72,7 +72,6 @@ _COUNT_COLUMNS: Final = (
     "ts_utc",
     "local_hour",
     "hourly_count",
-    "is_merged_hour",
 )
 COUNT_COLUMNS: Final = (*_COUNT_COLUMNS, "is_outage", "is_spike")
 """Columns of cleaned counts that a backtest reads."""
