@@ -28,11 +28,9 @@ import polars as pl
 
 import bike_assets.core
 from bike_assets.core.backtest import (
-    BASELINES,
     COUNT_COLUMNS,
     BacktestConfig,
     Origin,
-    as_baseline,
     evaluate,
     fit,
     issue,
@@ -42,7 +40,6 @@ from bike_assets.core.backtest import (
 )
 from bike_assets.core.contracts import CLEANED_COUNTS
 from bike_assets.core.errors import PermanentError
-from bike_assets.core.model import TrainConfig
 from bike_assets.home import remember_source, source_environment
 from bike_assets.resources.warehouse import DuckDBWarehouse
 from bike_assets.settings import Settings
@@ -152,15 +149,6 @@ def _source_state(settings: Settings) -> dict[str, Any]:
     }
 
 
-def training_config(settings: Settings) -> TrainConfig:
-    """How the settings train a model."""
-    return TrainConfig(
-        iterations=settings.iterations or TrainConfig.iterations,
-        max_rows=settings.training_rows,
-        seed=settings.seed,
-    )
-
-
 def read_counts(settings: Settings, last: date | None = None) -> pl.DataFrame:
     """The home's cleaned counts up to a day, as a backtest takes them."""
     warehouse = DuckDBWarehouse(path=str(settings.warehouse_path))
@@ -210,12 +198,7 @@ def run_backtest(
     reused = _forecast(store, counts, origins, config, progress)
     del counts
     progress("measuring", 1.0)
-    tables = {}
-    for family in config.families:
-        tables[family] = evaluate(store.scan(origins, family))
-    for baseline in BASELINES:
-        if baseline not in tables:
-            tables[baseline] = evaluate(as_baseline(store.scan(origins, config.families[0]), baseline))
+    tables = {family: evaluate(store.scan(origins, family)) for family in config.all_families}
     metrics = pl.concat(
         table.select(pl.lit(family).alias("family"), pl.all()) for family, table in tables.items()
     )
@@ -271,12 +254,12 @@ def _forecast(
     progress: Progress,
 ) -> int:
     """Make the forecasts that are not kept yet; how many origins and families were kept already."""
-    work = [(origin, family) for origin in origins for family in config.families]
+    work = [(origin, family) for origin in origins for family in config.all_families]
     total = sum(_FIT_SHARE + len(origin.issue_dates) for origin, _ in work)
     done, reused = 0.0, 0
     for origin in origins:
         data = None
-        for family in config.families:
+        for family in config.all_families:
             text = f"{family}: trained until {origin.train_until}, issued {origin.first} to {origin.last}"
             if store.has(origin, family):
                 done, reused = done + _FIT_SHARE + len(origin.issue_dates), reused + 1
@@ -299,7 +282,7 @@ def _forecast(
 
 def backtest_id(counts: pl.DataFrame, config: BacktestConfig) -> str:
     """What the forecasts depend on, in 16 hexadecimal digits."""
-    settled = {**asdict(replace(config, families=("any",))), "counts": _sha256(counts), "code": _code_hash()}
+    settled = {**asdict(replace(config, families=())), "counts": _sha256(counts), "code": _code_hash()}
     return hashlib.sha256(json.dumps(settled, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

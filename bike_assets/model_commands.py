@@ -73,7 +73,12 @@ def backtest(
             min=0, help="Issue dates before a training that it uses; 0 for all. Default: BIKE_TRAINING_DAYS."
         ),
     ] = None,
-    families: Annotated[str, typer.Option(help="Families of models, with commas between.")] = "catboost",
+    families: Annotated[
+        str | None,
+        typer.Option(
+            help="Families of models, with commas between; by default BIKE_MODEL_FAMILY. Baselines run too."
+        ),
+    ] = None,
     source: SourceOption = None,
     data: DataOption = None,
     home: Home = DEFAULT_HOME,
@@ -89,7 +94,8 @@ def backtest(
     bike-assets backtest --from 2024-10-01 --to 2024-12-31 --retrain monthly
     """
     settings = read_settings(home, source, [*(data or []), *(more or [])])
-    from bike_assets.backtest import fill, needs_filling, newest_day, run_backtest, training_config
+    from bike_assets.assets.forecasting import training_config
+    from bike_assets.backtest import fill, needs_filling, newest_day, run_backtest
     from bike_assets.core.backtest import BacktestConfig
 
     if needs_filling(settings, named=bool(source or data or more)):
@@ -103,7 +109,9 @@ def backtest(
             train_until=train_until.date() if train_until else None,
             retrain=retrain.value,
             window_days=(settings.training_days if window is None else window) or None,
-            families=tuple(name.strip() for name in families.split(",") if name.strip()),
+            families=tuple(
+                name.strip() for name in (families or settings.model_family).split(",") if name.strip()
+            ),
             training=training_config(settings),
         )
         with _bar() as show:
@@ -138,6 +146,8 @@ def _bar() -> Iterator[Any]:
 
 
 def _print_backtest(result: dict[str, Any]) -> None:
+    from bike_assets.core.backtest import BASELINES
+
     console = Console()
     table = Table(
         title="Every counted hour; trusted: without outages and spikes", title_justify="left", box=None
@@ -161,7 +171,7 @@ def _print_backtest(result: dict[str, Any]) -> None:
             )
     console.print(table)
     for family, found in result["families"].items():
-        if found["all"]["coverage_90"] is not None:
+        if family not in BASELINES:
             _print_verdict(console, family, found["verdict"])
     console.print(f"all measures and forecasts: {result['folder']}", soft_wrap=True)
 

@@ -12,6 +12,7 @@ from bike_assets import tags
 from bike_assets.assets import plots
 from bike_assets.assets.metadata import sample_table, table_metadata
 from bike_assets.assets.provenance import git_commit
+from bike_assets.core.backtest import ROWS_PER_COUNTER
 from bike_assets.core.contracts import CLEANED_COUNTS, PREDICTIONS, RAW_COUNTS, features_contract
 from bike_assets.core.errors import PermanentError
 from bike_assets.core.features import FEATURE_COLUMNS, LOOKBACK_DAYS, build_features, sample_rows
@@ -34,9 +35,6 @@ FEATURES: Final = features_contract(FEATURE_COLUMNS)
 
 CHUNK_DAYS: Final = 14
 """Issue dates computed and written at a time: about a quarter of a million rows of a whole city."""
-
-ROWS_PER_COUNTER: Final = 6_000
-"""Rows of training a counter at most: more of the same weeks teach a small city nothing, and cost as much."""
 
 _COUNT_COLUMNS: Final = (
     "service_date",
@@ -129,12 +127,7 @@ def build_trained_model(settings: Settings) -> dg.AssetsDefinition:
         truth = warehouse.read(
             CLEANED_COUNTS, last=until, columns=("counter_id", "ts_utc", "hourly_count", "is_spike")
         ).filter(~pl.col("is_spike"))
-        train_config = TrainConfig(
-            family=settings.model_family,
-            iterations=settings.iterations or TrainConfig.iterations,
-            max_rows=settings.training_rows,
-            seed=settings.seed,
-        )
+        train_config = training_config(settings)
         context.log.info(f"training on {rows.height:,} rows of features, counts up to {until}")
         forecaster = Forecaster().fit(rows, truth, train_config)
         accuracy = accuracy_by_horizon(
@@ -185,6 +178,16 @@ def build_trained_model(settings: Settings) -> dg.AssetsDefinition:
         )
 
     return trained_model
+
+
+def training_config(settings: Settings) -> TrainConfig:
+    """How the settings train a model."""
+    return TrainConfig(
+        family=settings.model_family,
+        iterations=settings.iterations or TrainConfig.iterations,
+        max_rows=settings.training_rows,
+        seed=settings.seed,
+    )
 
 
 def build_champion(policy: PromotionPolicy) -> dg.AssetsDefinition:

@@ -18,14 +18,15 @@ import polars as pl
 
 from bike_assets.core.calendar import LOCAL_TZ, calendar_table, days_between
 from bike_assets.core.errors import PermanentError
+from bike_assets.core.families import TrainConfig, family_of
 from bike_assets.core.features import FEATURE_LOOKBACK_DAYS, build_features, sample_rows
-from bike_assets.core.metrics import INTERVAL_COLUMNS, accuracy_table, join_truth, mase_scale
-from bike_assets.core.model import Forecaster, TrainConfig
+from bike_assets.core.metrics import accuracy_table, join_truth, mase_scale
+from bike_assets.core.model import Forecaster, make_forecaster
 
 Retrain = Literal["none", "monthly"]
 
-BASELINES: Final = ("mean4", "seasonal_naive")
-"""Scored beside every family, on the same rows. They have no intervals."""
+BASELINES: Final = ("mean_of_four_weeks", "seasonal_naive")
+"""Families that every backtest runs beside those asked for."""
 
 CHUNK_DAYS: Final = 14
 """Issue dates whose features are held at a time: about a quarter of a million rows of a whole city."""
@@ -109,8 +110,11 @@ class BacktestConfig:
         train_until: last local day of counts that the first training sees; the day before `first` by default.
         retrain: `none` trains once; `monthly` also on the first of every month, on counts up to the day before.
         window_days: issue dates before each training that are trained on; None takes all (an expanding window).
-        families: families of models, by name.
+        families: families of models, by name; the baselines run too.
         training: how each is trained.
+
+    Raises:
+        PermanentError: a window ends before it begins, or training would see what is scored.
     """
 
     first: date
@@ -131,8 +135,13 @@ class BacktestConfig:
             )
         if self.window_days is not None and self.window_days < 1:
             raise PermanentError(f"backtest: a window of {self.window_days} days; give at least 1")
-        if not self.families or len(set(self.families)) < len(self.families):
-            raise PermanentError("backtest: name at least one family, and each once")
+        for family in self.families:
+            family_of(family)
+
+    @property
+    def all_families(self) -> tuple[str, ...]:
+        """Those asked for and the baselines, each once."""
+        return tuple(dict.fromkeys((*self.families, *BASELINES)))
 
 
 def plan_origins(config: BacktestConfig, history_from: date) -> tuple[Origin, ...]:
@@ -250,14 +259,6 @@ def issue(
         parts.append(scored.with_columns(pl.selectors.float().cast(pl.Float32)))
         progress(len(days))
     return pl.concat(parts)
-
-
-def as_baseline(scored: pl.LazyFrame, baseline: str) -> pl.LazyFrame:
-    """The same hours with a baseline in the place of the forecast, and no intervals."""
-    return scored.with_columns(
-        pl.col(baseline).alias("forecast"),
-        *(pl.lit(None, pl.Float32).alias(name) for name in INTERVAL_COLUMNS),
-    )
 
 
 def with_groups(scored: pl.LazyFrame, days: Sequence[date]) -> pl.LazyFrame:
@@ -400,13 +401,6 @@ def verdict(table: pl.DataFrame, rows: str = "all") -> Verdict:
         counter_months_covered_80=covered("counter and month", 80),
         counter_months_covered_90=covered("counter and month", 90),
     )
-
-
-def make_forecaster(family: str, config: TrainConfig) -> Forecaster:
-    """An untrained forecaster of a family."""
-    if family != "catboost":
-        raise PermanentError(f"no family is called {family}; choose from catboost")
-    return Forecaster(config)
 
 
 def _parts(days: Sequence[date]) -> Iterator[Sequence[date]]:

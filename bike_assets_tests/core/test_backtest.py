@@ -7,11 +7,9 @@ import polars as pl
 import pytest
 
 from bike_assets.core.backtest import (
-    BASELINES,
     GROUPINGS,
     NO_HISTORY,
     BacktestConfig,
-    as_baseline,
     evaluate,
     fit,
     issue,
@@ -78,8 +76,7 @@ def test_trains_once_or_on_the_first_of_every_month() -> None:
         ({"last": date(2024, 5, 19)}, "ends before it begins"),
         ({"train_until": date(2024, 5, 20)}, "its own training"),
         ({"window_days": 0}, "at least 1"),
-        ({"families": ()}, "at least one family"),
-        ({"families": ("a", "a")}, "each once"),
+        ({"families": ("prophet",)}, "choose one of catboost"),
     ],
 )
 def test_an_impossible_backtest_is_refused(arguments: dict[str, object], word: str) -> None:
@@ -155,13 +152,9 @@ def test_measures_of_the_groups_are_those_of_their_rows(scored: pl.DataFrame) ->
     assert holidays == ["ordinary", "public holiday", "school holiday"]  # 14 July is one, and a Sunday
 
 
-def test_a_baseline_is_scored_on_the_same_hours_without_intervals(scored: pl.DataFrame) -> None:
-    for baseline in BASELINES:
-        row = evaluate(as_baseline(scored.lazy(), baseline)).filter(rows="all", grouping="overall")
-        assert row["n"].item() == scored.height
-        assert row["rmse"].item() == pytest.approx(row[f"rmse_{baseline}"].item())
-        assert row[f"skill_{baseline}"].item() == pytest.approx(0)
-        assert row["coverage_90"].item() is None
+def test_baselines_run_beside_every_family() -> None:
+    config = BacktestConfig(CONFIG.first, LAST, families=("catboost", "seasonal_naive"))
+    assert config.all_families == ("catboost", "seasonal_naive", "mean_of_four_weeks")
 
 
 def test_a_counter_without_history_is_scored_and_named_so(counts: pl.DataFrame) -> None:
