@@ -5,7 +5,7 @@ results. Does not belong here: what a forecast may see and how it is judged (`bi
 look of the report (`bike_assets.backtest_report`).
 
     <home>/backtests/<id>/forecasts/<first issue date>/<family>.parquet   scored hours of one origin, written once
-    <home>/backtests/<id>/metrics.parquet, result.json                    of the last command with this id
+    <home>/backtests/<id>/metrics.parquet, result.json, report.html       of the last command with this id
 
 The id is a hash of everything a forecast depends on (counts, windows, training settings, the code of `core`), and not
 of the families: one more family costs its own time alone.
@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Final
 import polars as pl
 
 import bike_assets.core
+from bike_assets.backtest_report import report_html
 from bike_assets.core.backtest import (
     COUNT_COLUMNS,
     BacktestConfig,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 
 METRICS_FILE: Final = "metrics.parquet"
 RESULT_FILE: Final = "result.json"
+REPORT_FILE: Final = "report.html"
 
 _FILLED_FILE: Final = "filled_from.json"
 
@@ -211,9 +213,11 @@ def run_backtest(
         "origins": [asdict(origin) for origin in origins],
         "families": {family: _summary(table) for family, table in tables.items()},
         "folder": str(store.folder),
+        "report": str(store.folder / REPORT_FILE),
         "origins_reused": reused,
         "seconds": round(time.monotonic() - started, 1),
     }
+    _write_text(store.folder / REPORT_FILE, report_html(result, metrics))
     if mlflow:
         progress("logging to MLflow", 1.0)
         result["mlflow_run"] = _log(settings, config, store, result)
@@ -242,7 +246,7 @@ def _log(settings: Settings, config: BacktestConfig, store: Store, result: dict[
         f"{config.first} to {config.last}, retrain {config.retrain}",
         params={**params, **{f"training.{name}": value for name, value in training.items()}},
         metrics=metrics,
-        files=[store.folder / METRICS_FILE],
+        files=[store.folder / METRICS_FILE, store.folder / REPORT_FILE],
     )
 
 

@@ -94,10 +94,10 @@ def backtest(
     bike-assets backtest --from 2024-10-01 --to 2024-12-31 --retrain monthly
     """
     settings = read_settings(home, source, [*(data or []), *(more or [])])
-    from bike_assets.assets.forecasting import training_config
-    from bike_assets.backtest import fill, needs_filling, newest_day, run_backtest
-    from bike_assets.core.backtest import BacktestConfig
-
+    with quiet(settings, debug):
+        from bike_assets.assets.forecasting import training_config
+        from bike_assets.backtest import fill, needs_filling, newest_day, run_backtest
+        from bike_assets.core.backtest import BacktestConfig
     if needs_filling(settings, named=bool(source or data or more)):
         with session(settings, debug) as (definitions, instance), progress() as say:
             fill(settings, definitions, instance, say)
@@ -152,18 +152,17 @@ def _print_backtest(result: dict[str, Any]) -> None:
     table = Table(
         title="Every counted hour; trusted: without outages and spikes", title_justify="left", box=None
     )
-    names = ("family", "day", "hours", "R²", "RMSE", "WAPE", "GEH<5", "mean4", "naive", "80 %", "90 %")
+    names = ("family", "day", "R²", "RMSE", "WAPE", "GEH<5", "mean4", "naive", "80 %", "90 %")
     for name in names:
-        table.add_column(name, justify="left" if name == "family" else "right")
+        table.add_column(name, justify="left" if name == "family" else "right", no_wrap=True)
     for family, found in result["families"].items():
         days = found["horizon"]
         shown = [(day, days[day]) for day in ("1", "2", "7") if day in days]
         for day, row in [*shown, ("all", found["all"]), ("trusted", found["trusted"])]:
             shares = ("geh5_share", "skill_mean4", "skill_seasonal_naive", "coverage_80", "coverage_90")
             table.add_row(
-                family,
+                family if day == shown[0][0] else "",
                 day,
-                f"{row['n']:,}",
                 _number(row["r2"], ".4f"),
                 _number(row["rmse"], ".2f"),
                 _number(row["wape"], ".2%"),
@@ -173,7 +172,7 @@ def _print_backtest(result: dict[str, Any]) -> None:
     for family, found in result["families"].items():
         if family not in BASELINES:
             _print_verdict(console, family, found["verdict"])
-    console.print(f"all measures and forecasts: {result['folder']}", soft_wrap=True)
+    console.print(f"report: {result['report']}", soft_wrap=True)
 
 
 def _print_verdict(console: Console, family: str, found: dict[str, Any]) -> None:

@@ -51,7 +51,7 @@ def forecast_vs_truth(
         .with_columns(local=pl.col("target_ts").dt.convert_time_zone(LOCAL_TZ).dt.replace_time_zone(None))
         .filter(pl.col("local") > pl.col("local").max() - pl.duration(days=days))
     )
-    figure, axes = _figure(width=9)
+    figure, axes = new_figure(width=9)
     hours = shown["local"].to_list()
     axes.fill_between(
         hours, shown["lower_80"].to_list(), shown["upper_80"].to_list(), color=_FORECAST, alpha=0.2, lw=0,
@@ -75,7 +75,7 @@ def error_by_horizon(metrics: Mapping[int, Any]) -> str:
         metrics: horizon in days → `Metrics` or a mapping with `rmse`, `rmse_mean4` and `skill`.
     """
     table = {horizon: _mapping(values) for horizon, values in sorted(metrics.items())}
-    figure, axes = _figure()
+    figure, axes = new_figure()
     places = list(range(len(table)))
     baseline = [float(values["rmse_mean4"]) for values in table.values()]
     rmse = [float(values["rmse"]) for values in table.values()]
@@ -103,7 +103,7 @@ def drifted_columns(summary: DriftSummary) -> str:
         else f"{100 * summary.share:.0f} % of {len(summary.columns)} columns"
     )
     drifted = set(summary.drifted)
-    figure, axes = _bars(
+    figure, axes = horizontal_bars(
         bars,
         title=f"Drift: {share}",
         label=f"{summary.method} distance (standard deviations of the reference)",
@@ -128,7 +128,7 @@ def daily_counts(frame: pl.DataFrame) -> str:
         )
         .sort("service_date")
     )
-    figure, axes = _figure(width=9)
+    figure, axes = new_figure(width=9)
     dates = days["service_date"].to_list()
     marker = "o" if len(dates) < 15 else None
     axes.plot(dates, _numbers(days["total"] / 1000), color=_FORECAST, lw=1.2, marker=marker, label="bicycles")
@@ -153,7 +153,7 @@ def feature_importance(pairs: Iterable[tuple[str, float]]) -> str:
         pairs: feature and importance in percent of the total.
     """
     bars = sorted(pairs, key=lambda item: -item[1])[:MAX_BARS]
-    figure, _ = _bars(
+    figure, _ = horizontal_bars(
         bars,
         title="Feature importance",
         label="share of the prediction's change (%)",
@@ -177,7 +177,7 @@ def counter_levels(frame: pl.DataFrame) -> str:
         .sort("hourly_count", "counter_id", descending=[True, False])
     )
     bars = [(str(name), float(level)) for name, level in levels.head(MAX_BARS).iter_rows()]
-    figure, _ = _bars(
+    figure, _ = horizontal_bars(
         bars,
         title=f"Level of the busiest of {levels.height} counters",
         label="bicycles a day, mean of the days shown",
@@ -206,7 +206,7 @@ def counter_states(health: pl.DataFrame) -> str:
         .sort("bad", "counter_id", descending=[True, False])
     )
     shown = worst.head(2 * MAX_BARS)["counter_id"].to_list()
-    figure, axes = _figure(width=9, height=1.4 + 0.2 * max(len(shown), 3))
+    figure, axes = new_figure(width=9, height=1.4 + 0.2 * max(len(shown), 3))
     grid = [[float("nan")] * len(days) for _ in shown]
     for day, counter, value in (
         health.filter(pl.col("counter_id").is_in(shown))
@@ -231,10 +231,10 @@ def counter_states(health: pl.DataFrame) -> str:
     return _markdown(figure, "State by counter and day")
 
 
-def _bars(
+def horizontal_bars(
     bars: list[tuple[str, float]], *, title: str, label: str, colours: list[str]
 ) -> tuple["Figure", "Axes"]:
-    figure, axes = _figure(height=1.2 + 0.24 * max(len(bars), 3))
+    figure, axes = new_figure(height=1.2 + 0.24 * max(len(bars), 3))
     places = list(range(len(bars)))
     axes.barh(places, [value for _, value in bars], color=colours)
     # Names may repeat once shortened, so the bars stand at numbers.
@@ -246,7 +246,8 @@ def _bars(
     return figure, axes
 
 
-def _figure(width: float = 7.5, height: float = 3.6) -> tuple["Figure", "Axes"]:
+def new_figure(width: float = 7.5, height: float = 3.6) -> tuple["Figure", "Axes"]:
+    """Figure and axes in the style of the platform."""
     # A figure without pyplot: no global state, no window system, nothing to close.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -282,10 +283,11 @@ def _mapping(values: Any) -> Mapping[str, Any]:
 
 
 def _markdown(figure: "Figure", alternative: str) -> str:
-    return f"![{alternative}](data:image/png;base64,{base64.b64encode(_png(figure)).decode('ascii')})"
+    return f"![{alternative}](data:image/png;base64,{base64.b64encode(png(figure)).decode('ascii')})"
 
 
-def _png(figure: "Figure") -> bytes:
+def png(figure: "Figure") -> bytes:
+    """The figure as a PNG of at most `MAX_BYTES`, as far as fewer dots get there."""
     from PIL import Image
 
     small = io.BytesIO()
