@@ -32,6 +32,7 @@ class Source(StrEnum):
 
     simulator = "simulator"
     archive = "archive"
+    paris = "paris"
 
 
 Home = Annotated[

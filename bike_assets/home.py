@@ -21,6 +21,10 @@ _SOURCE_SETTINGS: Final = (
     "simulator_counters",
     "simulator_first_day",
     "simulator_last_day",
+    "paris_portal",
+    "paris_dataset",
+    "weather",
+    "weather_data",
 )
 _INSTANCE_TEMPLATE: Final = REPOSITORY / "deploy" / "dagster.local.yaml"
 
@@ -97,15 +101,20 @@ def recall_source(home: Path) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return {name: found[name] for name in _SOURCE_SETTINGS}
+        # Homes of earlier releases know fewer settings.
+        return {"source": found["source"]} | {name: found[name] for name in _SOURCE_SETTINGS if name in found}
     except (ValueError, KeyError, TypeError) as error:
         raise PermanentError(f"{path} is damaged; delete it and name the source with --source") from error
 
 
 def source_environment(settings: Settings) -> dict[str, str]:
     """The environment variables that make another process read the same source."""
-    values = settings.model_dump(mode="json", include=set(_SOURCE_SETTINGS) - {"data"})
+    files = {"data", "weather_data"}
+    values = settings.model_dump(mode="json", include=set(_SOURCE_SETTINGS) - files)
     return {
-        "BIKE_DATA": os.pathsep.join(str(path) for path in settings.data),
+        **{
+            f"BIKE_{name.upper()}": os.pathsep.join(map(str, getattr(settings, name)))
+            for name in sorted(files)
+        },
         **{f"BIKE_{name.upper()}": str(value) for name, value in values.items()},
     }

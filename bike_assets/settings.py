@@ -10,10 +10,11 @@ from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from bike_assets.core.errors import PermanentError
+from bike_assets.sources.paris import DATASET, PORTAL
 from bike_assets.sources.weather import WeatherName
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -31,7 +32,7 @@ QUIET = {**TELEMETRY_OFF, "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
 """And one from drawing bars into logs. What is set already stands."""
 
 Environment = Literal["local", "compose", "prod"]
-SourceName = Literal["simulator", "archive"]
+SourceName = Literal["simulator", "archive", "paris"]
 WeatherSetting = Literal["auto", "none", "simulator", "file", "open-meteo"]
 
 
@@ -43,9 +44,19 @@ class Settings(BaseSettings):
     env: Environment = Field("local", description="`local`, `compose` or `prod`")
     home: Path = Field(Path(".bike"), description="Folder of everything the platform writes locally")
 
-    source: SourceName = Field("simulator", description="Where counts come from: `simulator` or `archive`")
+    source: SourceName = Field(
+        "simulator", description="Where counts come from: `simulator`, `archive` or `paris`"
+    )
     data: Annotated[tuple[Path, ...], NoDecode] = Field(
         (), description="Files or folders of the archive source, separated by the path separator"
+    )
+    paris_portal: str = Field(PORTAL, description="Opendatasoft portal of the live counts (`paris`)")
+    paris_dataset: str = Field(DATASET, description="Its data set")
+    paris_api_key: SecretStr | None = Field(
+        None, description="Key for a quota of your own; without one you share that of your address"
+    )
+    refetch_days: int = Field(
+        14, ge=0, description="Days before yesterday that are fetched again every day, for late corrections"
     )
     simulator_seed: int = Field(7, description="Another seed is another city")
     simulator_counters: int = Field(12, ge=1, description="Counters of the simulated city")
@@ -118,6 +129,11 @@ class Settings(BaseSettings):
     def artifacts_dir(self) -> Path:
         """MLflow's artifacts, when its store is local."""
         return self.home / "mlartifacts"
+
+    @property
+    def downloads_dir(self) -> Path:
+        """What live sources gave and will not change any more."""
+        return self.home / "downloads"
 
     @property
     def bundles_dir(self) -> Path:

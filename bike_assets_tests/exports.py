@@ -140,9 +140,9 @@ def export_json(counts: pl.DataFrame, path: Path, shape: str = "array") -> Path:
     return write_bytes(text.encode(), path)
 
 
-def export_parquet(counts: pl.DataFrame, path: Path) -> Path:
-    """A Parquet export with API field names."""
-    counts.select(
+def api_frame(counts: pl.DataFrame) -> pl.DataFrame:
+    """The records of API v2.1 as its Parquet exports type them."""
+    return counts.select(
         pl.col("counter_id").alias("id_compteur"),
         pl.col("counter_name").alias("nom_compteur"),
         pl.col("site_id").alias("id"),
@@ -151,5 +151,10 @@ def export_parquet(counts: pl.DataFrame, path: Path) -> Path:
         pl.col("ts_utc").cast(pl.Datetime("ms", "UTC")).alias("date"),
         pl.col("installation_date").cast(pl.String),
         pl.struct(pl.col("longitude").alias("lon"), pl.col("latitude").alias("lat")).alias("coordinates"),
-    ).write_parquet(path)
+    )
+
+
+def export_parquet(counts: pl.DataFrame, path: Path) -> Path:
+    """A Parquet export with API field names."""
+    api_frame(counts).write_parquet(path)
     return path

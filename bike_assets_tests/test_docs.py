@@ -25,7 +25,7 @@ def setting_rows() -> list[str]:
     rows = []
     for name, field in Settings.model_fields.items():
         default = field.default
-        if default == () or default == "":
+        if default in ((), "", None):
             text = "–"
         elif isinstance(default, Path) and default.is_absolute():
             text = f"`{default.relative_to(REPOSITORY)}` of the repository"

@@ -135,8 +135,13 @@ def replace_changed(
 
 
 def content_hashes(counts: pl.DataFrame) -> pl.DataFrame:
-    """SHA-256 of each day's rows: columns `service_date`, `content_hash`. Row order is the source's own."""
-    days = counts.partition_by("service_date", as_dict=True, maintain_order=True)
+    """SHA-256 of each day's rows: columns `service_date`, `content_hash`. Row order is the source's own.
+
+    `published_until` is left out: a live source dates every fetch anew, and what it says stays the same.
+    """
+    days = counts.drop("published_until", strict=False).partition_by(
+        "service_date", as_dict=True, maintain_order=True
+    )
     digests = {day: hashlib.sha256(rows.write_csv().encode()).hexdigest() for (day,), rows in days.items()}
     return pl.DataFrame(
         {"service_date": list(digests), "content_hash": list(digests.values())},

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import dagster as dg
 
-from bike_assets.settings import Settings, SourceName
-from bike_assets.sources import open_source
+from bike_assets.settings import Settings, SourceName, load_settings
+from bike_assets.sources import Portal, open_source
 from bike_assets.sources.base import CountsSource, SourceBatch
 from bike_assets.sources.weather import WeatherBatch, WeatherName, open_weather
 
@@ -21,6 +21,10 @@ class CountsSourceResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     simulator_counters: int
     simulator_first_day: str
     simulator_last_day: str
+    paris_portal: str
+    paris_dataset: str
+    refetch_days: int
+    downloads: str
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "CountsSourceResource":
@@ -32,6 +36,10 @@ class CountsSourceResource(dg.ConfigurableResource):  # type: ignore[type-arg]
             simulator_counters=settings.simulator_counters,
             simulator_first_day=settings.simulator_first_day.isoformat(),
             simulator_last_day=settings.simulator_last_day.isoformat(),
+            paris_portal=settings.paris_portal,
+            paris_dataset=settings.paris_dataset,
+            refetch_days=settings.refetch_days,
+            downloads=str(settings.downloads_dir),
         )
 
     def open(self) -> CountsSource:
@@ -47,6 +55,14 @@ class CountsSourceResource(dg.ConfigurableResource):  # type: ignore[type-arg]
             self.simulator_counters,
             date.fromisoformat(self.simulator_first_day),
             date.fromisoformat(self.simulator_last_day),
+            Portal(
+                self.paris_portal,
+                self.paris_dataset,
+                Path(self.downloads) / self.paris_dataset,
+                self.refetch_days,
+                # Not configuration of the resource: Dagster shows that to everyone.
+                _api_key() if self.source == "paris" else "",
+            ),
         )
 
     def read(self, first: date, last: date) -> SourceBatch:
@@ -93,9 +109,20 @@ def forget_sources() -> None:
     _open.cache_clear()
 
 
+def _api_key() -> str:
+    key = load_settings().paris_api_key
+    return key.get_secret_value() if key else ""
+
+
 @lru_cache(maxsize=2)
 def _open(
-    source: str, data: tuple[str, ...], seed: int, counters: int, first_day: date, last_day: date
+    source: str,
+    data: tuple[str, ...],
+    seed: int,
+    counters: int,
+    first_day: date,
+    last_day: date,
+    portal: Portal,
 ) -> CountsSource:
     return open_source(
         source,
@@ -104,4 +131,5 @@ def _open(
         counters=counters,
         first_day=first_day,
         last_day=last_day,
+        portal=portal,
     )
