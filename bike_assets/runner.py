@@ -107,17 +107,16 @@ def _record(result: dg.ExecuteInProcessResult, outcome: Outcome) -> None:
 
 
 def _root_cause(error: Any) -> str:
-    """The innermost message of a step's error, in one line; our own messages stand without their type."""
-    while error is not None and error.cause is not None:
-        error = error.cause
-    if error is None:
-        return "failed without a message"
-    text = " ".join(str(error.message).split())
+    """What a step's error says in one line: the outermost of our own messages, without its type, else the innermost."""
+    text = "failed without a message"
     ours = [kind.__name__ for kind in _subclasses(BikeError)] + ["dagster._core.definitions.events.Failure"]
-    for kind in ours:
-        marker = f"{kind}: "
-        if text.startswith(marker) or f".{marker}" in text[:120]:
-            return text.split(marker, 1)[1]
+    while error is not None:
+        text = " ".join(str(error.message).split())
+        for kind in ours:
+            marker = f"{kind}: "
+            if text.startswith(marker) or f".{marker}" in text[:120]:
+                return text.split(marker, 1)[1]
+        error = error.cause
     return text
 
 

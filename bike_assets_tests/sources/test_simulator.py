@@ -321,7 +321,7 @@ def test_senseless_settings_are_refused(settings: dict[str, object], message: st
 
 
 def test_open_source_knows_its_names() -> None:
-    assert SOURCE_NAMES == ("simulator", "archive")
+    assert SOURCE_NAMES == ("simulator", "archive", "paris")
     source = open_source("simulator", seed=3, scenario="trend", scenario_start=START)
     assert source == SimulatorSource(seed=3, scenario=Scenario.TREND, scenario_start=START)
     with pytest.raises(PermanentError, match="simulator, archive"):
