@@ -57,6 +57,11 @@ KNOWN_AT_ISSUE = dg.TimeWindowPartitionMapping(
 )
 """The days of counts that the features of an issue date look back on: never the issue date itself."""
 
+WEATHER_AT_ISSUE = dg.TimeWindowPartitionMapping(
+    start_offset=-LOOKBACK_DAYS, end_offset=0, allow_nonexistent_upstream_partitions=True
+)
+"""The days of weather known then: observations of the days before, and the forecast issued that morning."""
+
 
 def window(context: dg.AssetExecutionContext) -> tuple[date, date]:
     """First and last partition of this run, both included: a single day, or a range in one run."""

@@ -34,7 +34,7 @@ PARENTS = {
     "counter_health": ["cleaned_counts"],
     "quarantined_counts": ["raw_counts"],
     "counters": ["cleaned_counts", "raw_counts"],
-    "features": ["cleaned_counts"],
+    "features": ["cleaned_counts", "raw_weather"],
     "trained_model": ["features"],
     "champion": ["trained_model"],
     "predictions": ["champion", "features"],

@@ -13,7 +13,8 @@ from bike_assets.assets import plots
 from bike_assets.assets.metadata import sample_table, table_metadata
 from bike_assets.assets.provenance import git_commit
 from bike_assets.core.backtest import ROWS_PER_COUNTER
-from bike_assets.core.contracts import CLEANED_COUNTS, PREDICTIONS, RAW_COUNTS, features_contract
+from bike_assets.core.bundle import WEATHER_CONTEXT_COLUMNS
+from bike_assets.core.contracts import CLEANED_COUNTS, PREDICTIONS, RAW_COUNTS, RAW_WEATHER, features_contract
 from bike_assets.core.errors import PermanentError
 from bike_assets.core.features import FEATURE_COLUMNS, LOOKBACK_DAYS, build_features, sample_rows
 from bike_assets.core.metrics import accuracy_by_horizon
@@ -25,7 +26,7 @@ from bike_assets.core.promotion import (
     decide_promotion,
     window_score,
 )
-from bike_assets.partitions import KNOWN_AT_ISSUE, window
+from bike_assets.partitions import KNOWN_AT_ISSUE, WEATHER_AT_ISSUE, window
 from bike_assets.resources.bundles import BundleStore
 from bike_assets.resources.registry import CHALLENGER, CHAMPION, PREVIOUS, ModelRegistry, ModelVersion
 from bike_assets.resources.warehouse import DuckDBWarehouse
@@ -56,20 +57,23 @@ def build_features_asset(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsD
     """The asset `features` on the given issue dates."""
 
     @dg.asset(
-        deps=[dg.AssetDep("cleaned_counts", partition_mapping=KNOWN_AT_ISSUE)],
+        deps=[
+            dg.AssetDep("cleaned_counts", partition_mapping=KNOWN_AT_ISSUE),
+            dg.AssetDep("raw_weather", partition_mapping=WEATHER_AT_ISSUE),
+        ],
         partitions_def=partitions,
         backfill_policy=dg.BackfillPolicy.single_run(),
         group_name=tags.FORECASTING,
         owners=[tags.ML_TEAM],
         kinds={"polars", "duckdb"},
         pool=tags.WAREHOUSE_POOL,
-        code_version="1",
+        code_version="2",
     )
     def features(context: dg.AssetExecutionContext, warehouse: DuckDBWarehouse) -> dg.MaterializeResult[None]:
         """What is known about every counter and coming hour when a forecast is issued.
 
         A row a counter, target hour and horizon day; a partition is an issue date and looks at counts of the
-        days before it only.
+        days before it only, and at the weather forecast of its morning. Without weather its columns are null.
         """
         first, last = window(context)
         counts = warehouse.read(
@@ -78,10 +82,13 @@ def build_features_asset(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsD
             last - timedelta(days=1),
             columns=_COUNT_COLUMNS,
         )
+        weather = warehouse.read(
+            RAW_WEATHER, first - timedelta(days=LOOKBACK_DAYS), last, columns=WEATHER_CONTEXT_COLUMNS
+        )
         rows = 0
         newest = FEATURES.empty()
         for start, end in chunks(first, last):
-            newest = build_features(counts, _days(start, end))
+            newest = build_features(counts, _days(start, end), weather=weather)
             warehouse.replace(FEATURES, newest, start, end)
             rows += newest.height
             context.log.info(f"features of issue dates {start} to {end}: {newest.height:,} rows")
@@ -94,6 +101,7 @@ def build_features_asset(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsD
                     5,
                 ),
                 "inputs": len(FEATURE_COLUMNS),
+                "weather_hours": weather.filter(kind="forecast").height,
             }
         )
 

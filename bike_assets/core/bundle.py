@@ -8,6 +8,7 @@ A bundle is a flat directory, written once and never changed, whose name is the 
 
     model.cbm, calibration.json   (or the files of another family) what `Forecaster.save` wrote
     context.parquet               the recent cleaned counts that the features of a forecast need
+    weather.parquet               the observed weather of those days and the forecasts of their mornings
     counters.parquet              names and positions of the counters
     golden.parquet                a few forecasts it must reproduce to the last digit wherever it is loaded
     manifest.json                 what it is, what it was made from, SHA-256 and size of each file above
@@ -46,13 +47,13 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from bike_assets.core.calendar import LOCAL_TZ
-from bike_assets.core.contracts import CLEANED_COUNTS, COUNTERS, PREDICTIONS
+from bike_assets.core.contracts import CLEANED_COUNTS, COUNTERS, PREDICTIONS, RAW_WEATHER
 from bike_assets.core.errors import BundleError, PermanentError
 from bike_assets.core.features import FEATURE_COLUMNS, LOOKBACK_DAYS, build_features
 from bike_assets.core.model import Forecaster
 
 FORMAT = "bike-bundle"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 ISSUE_DAYS = 35
 """How many issue dates before the newest one a bundle can still answer for, in days."""
@@ -60,12 +61,16 @@ ISSUE_DAYS = 35
 CONTEXT_COLUMNS = ("counter_id", "service_date", "ts_utc", "local_hour", "hourly_count")
 """The columns of cleaned counts that features are built from, and so all that a bundle carries of them."""
 
+WEATHER_CONTEXT_COLUMNS = ("service_date", "ts_utc", "kind", "temperature_c", "rain_mm", "wind_kmh")
+"""The columns of raw weather that features are built from."""
+
 BUNDLE_ID_PATTERN = re.compile(r"[0-9a-f]{32}")
 """What a bundle's name looks like; anything else that claims to be one is not a path to be opened."""
 
 _MANIFEST = "manifest.json"
 _SIGNATURE = "manifest.sig"
 _CONTEXT = "context.parquet"
+_WEATHER = "weather.parquet"
 _COUNTERS = "counters.parquet"
 _GOLDEN = "golden.parquet"
 _CALIBRATION = "calibration.json"
@@ -119,6 +124,7 @@ class Bundle:
         info: BundleInfo,
         forecaster: Forecaster,
         context: pl.DataFrame,
+        weather: pl.DataFrame,
         counters: pl.DataFrame,
     ) -> None:
         self.bundle_id = bundle_id
@@ -127,6 +133,7 @@ class Bundle:
         self.first_issue_date, self.issue_date = _issue_dates(context)
         self._forecaster = forecaster
         self._context = context
+        self._weather = weather
         self._forecasts: dict[date, pl.DataFrame] = {}
         self._lock = threading.Lock()
 
@@ -172,7 +179,9 @@ class Bundle:
     def _vintage(self, day: date) -> pl.DataFrame:
         with self._lock:
             if day not in self._forecasts:
-                self._forecasts[day] = _compute(self._forecaster, self._context, self.info, day)
+                self._forecasts[day] = _compute(
+                    self._forecaster, self._context, self._weather, self.info, day
+                )
             return self._forecasts[day]
 
 
@@ -183,6 +192,7 @@ def write_bundle(
     info: BundleInfo,
     signing_key: Ed25519PrivateKey,
     counters: pl.DataFrame | None = None,
+    weather: pl.DataFrame | None = None,
 ) -> Path:
     """Write a bundle into `root`, or find it there: the same content is the same directory.
 
@@ -197,6 +207,8 @@ def write_bundle(
         signing_key: Ed25519 private key, see `load_or_create_keys`.
         counters: rows of the COUNTERS contract; those without counts in the context are left out. Without
             it the bundle knows no names and positions.
+        weather: rows of `RAW_WEATHER` with at least WEATHER_CONTEXT_COLUMNS, up to the newest issue date; None
+            where there is no weather.
 
     Returns:
         `root/<bundle_id>`.
@@ -207,6 +219,7 @@ def write_bundle(
     """
     recent = _recent_context(context)
     listed = _listed_counters(recent, counters)
+    known_weather = _recent_weather(weather, recent)
     root.mkdir(parents=True, exist_ok=True)
     with _writer_lock(root):
         _remove_leftovers(root)
@@ -214,8 +227,10 @@ def write_bundle(
         try:
             forecaster.save(folder)
             recent.write_parquet(folder / _CONTEXT)
+            known_weather.write_parquet(folder / _WEATHER)
             listed.write_parquet(folder / _COUNTERS)
-            golden = _golden(_compute(Forecaster.load(folder), recent, info, _issue_dates(recent)[1]))
+            newest = _issue_dates(recent)[1]
+            golden = _golden(_compute(Forecaster.load(folder), recent, known_weather, info, newest))
             golden.write_parquet(folder / _GOLDEN)
             manifest = _manifest_bytes(folder, info, recent, golden)
             (folder / _MANIFEST).write_bytes(manifest)
@@ -248,9 +263,10 @@ def load_bundle(path: Path, public_key: Ed25519PublicKey) -> Bundle:
         info = _info_from(manifest)
         forecaster = Forecaster.load(path)
         context = pl.read_parquet(BytesIO(contents[_CONTEXT]))
+        weather = pl.read_parquet(BytesIO(contents[_WEATHER]))
         counters = pl.read_parquet(BytesIO(contents[_COUNTERS]))
         golden = pl.read_parquet(BytesIO(contents[_GOLDEN]))
-        bundle = Bundle(path.name, info, forecaster, context, counters)
+        bundle = Bundle(path.name, info, forecaster, context, weather, counters)
         answers = _golden(bundle.forecast())
     except BundleError:
         raise
@@ -308,8 +324,10 @@ def load_public_key(path: Path) -> Ed25519PublicKey:
     return key
 
 
-def _compute(forecaster: Forecaster, context: pl.DataFrame, info: BundleInfo, day: date) -> pl.DataFrame:
-    features = build_features(context, [day], horizons=info.horizons, tz=info.timezone)
+def _compute(
+    forecaster: Forecaster, context: pl.DataFrame, weather: pl.DataFrame, info: BundleInfo, day: date
+) -> pl.DataFrame:
+    features = build_features(context, [day], horizons=info.horizons, tz=info.timezone, weather=weather)
     return PREDICTIONS.conform(
         forecaster.predict(features).with_columns(
             pl.lit(info.model_name).alias("model_name"),
@@ -349,6 +367,26 @@ def _recent_context(context: pl.DataFrame) -> pl.DataFrame:
         context.filter(pl.col("service_date") >= since)
         .select(pl.col(name).cast(dtypes[name]) for name in CONTEXT_COLUMNS)
         .sort("counter_id", "ts_utc")
+        .rechunk()
+    )
+
+
+def _recent_weather(weather: pl.DataFrame | None, recent: pl.DataFrame) -> pl.DataFrame:
+    """What of the weather the features of the bundle's issue dates can look at."""
+    if weather is None:
+        weather = RAW_WEATHER.empty()
+    if missing := [name for name in WEATHER_CONTEXT_COLUMNS if name not in weather.columns]:
+        raise BundleError(
+            f"bundle: weather lacks column {', '.join(missing)}; give it rows of {RAW_WEATHER.relation}"
+        )
+    dtypes = RAW_WEATHER.polars_schema
+    _, newest = _issue_dates(recent)
+    return (
+        weather.filter(
+            pl.col("service_date").is_between(newest - timedelta(days=LOOKBACK_DAYS + ISSUE_DAYS), newest)
+        )
+        .select(pl.col(name).cast(dtypes[name]) for name in WEATHER_CONTEXT_COLUMNS)
+        .sort("service_date", "ts_utc", "kind")
         .rechunk()
     )
 

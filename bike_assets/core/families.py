@@ -64,6 +64,8 @@ class TrainConfig:
         net_layers: neurons of each hidden layer of the neural net.
         net_epochs: passes of the neural net over the rows.
         shrinkage: share of the learned (logarithmic) correction that is applied.
+        weather_dropout: share of issue dates that are trained on without their weather. One model then forecasts
+            with weather and without, as well as two would, and rests less on it.
         weight_power: a row weighs its counter's level to this power.
         max_rows: rows to train on at most; more are thinned by a hash.
         calibration_days: last local days of the training truth used to calibrate intervals.
@@ -85,7 +87,8 @@ class TrainConfig:
     forest_depth: int = 14
     net_layers: tuple[int, ...] = (64, 32)
     net_epochs: int = 12
-    shrinkage: float = 0.8
+    shrinkage: float = 0.9
+    weather_dropout: float = 0.35
     weight_power: float = 0.5
     max_rows: int = 200_000
     calibration_days: int = 28

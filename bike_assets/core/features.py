@@ -29,6 +29,7 @@ from bike_assets.core.contracts import UTC_TIMESTAMP, features_contract
 from bike_assets.core.cube import Cube, count_cube, shift_days
 from bike_assets.core.errors import PermanentError
 from bike_assets.core.quality import MASK_LOOKBACK_DAYS, dead_days, untrusted
+from bike_assets.core.weather import KnownWeather, feels_like, lay_out
 
 FEATURE_LOOKBACK_DAYS = 56
 """Oldest day, before the issue date, whose count a feature looks at."""
@@ -116,7 +117,28 @@ OTHER_FEATURES: tuple[str, ...] = (
 )
 """Features without a unit, and the level itself in bicycles an hour."""
 
-FEATURE_COLUMNS: tuple[str, ...] = COUNT_FEATURES + OTHER_FEATURES
+WEATHER_FEATURES: tuple[str, ...] = (
+    "temperature",
+    "feels_like",
+    "temperature_day",
+    "rain_hour",
+    "rain_near",
+    "rain_before",
+    "rain_day",
+    "wind",
+    "temperature_excess",
+    "temperature_day_excess",
+    "rain_near_excess",
+    "rain_day_excess",
+    "wind_excess",
+    "yesterday_temperature_excess",
+    "yesterday_rain_day",
+    "yesterday_rain_day_excess",
+)
+"""Features from the weather forecast known at issue and from observations of the days before: °C, km/h, and rain as
+log(1 + mm). An excess is the difference to the days of the same kind that the expected count is made of."""
+
+FEATURE_COLUMNS: tuple[str, ...] = COUNT_FEATURES + OTHER_FEATURES + WEATHER_FEATURES
 """Inputs of the model, in the order it takes them."""
 
 _WORKDAY, _SATURDAY, _SUNDAY = 0, 1, 2
@@ -202,6 +224,7 @@ def build_features(
     horizons: Sequence[int] = range(1, MAX_HORIZON + 1),
     counter_ids: Sequence[str] | None = None,
     tz: str = LOCAL_TZ,
+    weather: pl.DataFrame | None = None,
 ) -> pl.DataFrame:
     """Features of every counter and every hour of the target days, as known on each issue date's morning.
 
@@ -213,6 +236,9 @@ def build_features(
         horizons: days ahead, 1 (the issue date itself) to 7.
         counter_ids: counters to give rows for, known or not; by default those with a row in the lookback.
         tz: time zone of the wall clock.
+        weather: rows of `RAW_WEATHER`: forecasts by issue date, observations by local day. Of an issue date
+            only its own forecast and observations of earlier days are used. None, or missing hours, leave
+            `WEATHER_FEATURES` null.
 
     Returns:
         Rows that keep `features_contract(FEATURE_COLUMNS)`, one for each real hour of each target day (23, 24
@@ -239,6 +265,7 @@ def build_features(
     for k in range(1, LOOKBACK_DAYS + 1):
         present |= seen[:, at - k]
     values = _features(cube, axis, at, present)
+    _weather_features(values, lay_out(weather, axis.days, issues, MAX_HORIZON, tz), axis, at)
     if counter_ids is not None:
         wanted = set(counter_ids)
         present = np.repeat(np.array([[name in wanted] for name in names]), len(issues), axis=1)
@@ -249,7 +276,8 @@ def _features(cube: Cube, axis: _Days, at: Index, present: NDArray[np.bool_]) ->
     """Every feature with the axes it varies over.
 
     Axes: `ih` [counter, issue, hour], `i` [counter, issue], `th` [counter, day, hour], `n` [issue],
-    `nh` [issue, hour], `nth` [day, hour], `t` [day], `kh` [day type, issue, counter, hour].
+    `nh` [issue, hour], `nth` [day, hour], `t` [day], `kh` [day type, issue, counter, hour],
+    `nlh` [issue, day ahead, hour], `nl` [issue, day ahead].
     """
     bad = untrusted(cube)
     trusted = np.where(bad, np.nan, cube)
@@ -315,9 +343,9 @@ def _features(cube: Cube, axis: _Days, at: Index, present: NDArray[np.bool_]) ->
     return out
 
 
-def _mean_hours(cube: Cube) -> Array:
+def _mean_hours(cube: Cube, hours: Iterable[int] = range(24)) -> Array:
     known = np.sum(~np.isnan(cube), axis=-1).astype(np.float64)
-    return _ratio(_sum_hours(cube), known)
+    return _ratio(_sum_hours(cube, hours), known)
 
 
 def _median_counters(values: Array) -> Array:
@@ -465,6 +493,89 @@ def _calendar_features(out: dict[str, tuple[str, Array]], axis: _Days, at: Index
     out["school_lags_4"] = ("t", school[0] + school[1] + school[2] + school[3])
 
 
+def _weather_features(out: dict[str, tuple[str, Array]], known: KnownWeather, axis: _Days, at: Index) -> None:
+    """The weather forecast, and how it differs from the weather of the days that the expected count is made of."""
+    temperature, rain, wind = known.forecast
+    seen_temperature, seen_rain, seen_wind = known.observed
+    near, seen_near = _rain_near(rain), _rain_near(seen_rain)
+    day_rain, seen_day_rain = _day_rain(rain), _day_rain(seen_rain)
+    day_temperature, seen_day_temperature = _day_temperature(temperature), _day_temperature(seen_temperature)
+    out["temperature"] = ("nlh", temperature)
+    out["feels_like"] = ("nlh", feels_like(temperature, wind))
+    out["temperature_day"] = ("nl", day_temperature)
+    out["rain_hour"] = ("nlh", np.log1p(rain))
+    out["rain_near"] = ("nlh", near)
+    out["rain_day"] = ("nl", day_rain)
+    out["wind"] = ("nlh", wind)
+    before, so_far = np.zeros_like(rain), np.zeros(rain.shape[:-1])
+    for hour in range(6, 24):
+        before[..., hour] = so_far
+        so_far = so_far + np.nan_to_num(rain[..., hour])
+    out["rain_before"] = ("nlh", np.where(np.isnan(rain), np.nan, np.log1p(before)))
+    for name, coming, seen in (
+        ("temperature_excess", temperature, seen_temperature),
+        ("rain_near_excess", near, seen_near),
+        ("wind_excess", wind, seen_wind),
+    ):
+        out[name] = ("nlh", coming - _usual(seen, axis, at))
+    for name, coming, seen in (
+        ("temperature_day_excess", day_temperature, seen_day_temperature),
+        ("rain_day_excess", day_rain, seen_day_rain),
+    ):
+        out[name] = ("nl", coming - _usual(seen[:, None], axis, at)[..., 0])
+    month_temperature, month_rain = _Mean((len(at),)), _Mean((len(at),))
+    for k in range(2, 29):
+        month_temperature.add(seen_day_temperature[at - k])
+        month_rain.add(seen_day_rain[at - k])
+    out["yesterday_temperature_excess"] = ("n", seen_day_temperature[at - 1] - month_temperature.result())
+    out["yesterday_rain_day"] = ("n", seen_day_rain[at - 1])
+    out["yesterday_rain_day_excess"] = ("n", seen_day_rain[at - 1] - month_rain.result())
+
+
+def _rain_near(rain: Array) -> Array:
+    """log(1 + mm) of the hour and its neighbours of the same day."""
+    total = np.nan_to_num(rain)
+    around = total.copy()
+    around[..., 1:] += total[..., :-1]
+    around[..., :-1] += total[..., 1:]
+    return np.asarray(np.where(np.isnan(rain), np.nan, np.log1p(around)))
+
+
+def _day_rain(rain: Array) -> Array:
+    """log(1 + mm) of the hours people ride in, 7 to 22; unknown where most of them are."""
+    day = rain[..., 7:22]
+    known = np.sum(~np.isnan(day), axis=-1)
+    return np.asarray(np.where(known >= 8, np.log1p(_sum_hours(day, range(15))), np.nan))
+
+
+def _day_temperature(temperature: Array) -> Array:
+    return _mean_hours(temperature[..., 7:22], range(15))
+
+
+def _usual(seen: Array, axis: _Days, at: Index) -> Array:
+    """Mean of an observed quantity [day, hour] over the days that the expected count of a target rests on.
+
+    Half of it are the same weekdays of six weeks, half recent days of the same type, weighted as in `expected`.
+
+    Returns:
+        [issue, day ahead, hour].
+    """
+    shape = (len(at), MAX_HORIZON, seen.shape[1])
+    target = at[:, None] + np.arange(MAX_HORIZON)[None]
+    weeks = _Mean(shape)
+    for k in range(1, 7):
+        ordinary = np.where(axis.public[:, None] > 0, np.nan, seen)
+        weeks.add(ordinary[target - 7 * k], 0.8**k)
+    kinds, issue = _Mean((3, len(at), seen.shape[1])), np.arange(len(at))
+    for k in range(1, _TYPE_WINDOW + 1):
+        day, kind = seen[at - k], axis.day_type[at - k]
+        known = ~np.isnan(day)
+        kinds.total[kind, issue] += np.where(known, day, 0.0) * 0.5 ** (k / 10)
+        kinds.weight[kind, issue] += known * 0.5 ** (k / 10)
+    week, same = weeks.result(), kinds.result()[axis.day_type[target], issue[:, None]]
+    return np.asarray(np.where(np.isnan(week), same, np.where(np.isnan(same), week, 0.5 * (week + same))))
+
+
 def _emit(
     values: dict[str, tuple[str, Array]],
     names: list[str],
@@ -502,6 +613,8 @@ def _emit(
         "nth": t * 24 + h_,
         "t": t,
         "kh": ((kind * n_issue + i_) * len(names) + c) * 24 + h_,
+        "nlh": (i_ * MAX_HORIZON + hz - 1) * 24 + h_,
+        "nl": i_ * MAX_HORIZON + hz - 1,
     }
     columns: dict[str, pl.Series] = {
         "service_date": pl.Series(issues, dtype=pl.Date).gather(i_),
@@ -539,6 +652,24 @@ def sample_rows(features: pl.DataFrame, fraction: float, seed: int = 0) -> pl.Da
     mixed = _mix(counter ^ _mix(issue ^ _mix(hour ^ _mix(np.full(len(hour), seed, dtype=np.uint64)))))
     keep = (mixed >> np.uint64(11)).astype(np.float64) / 2.0**53 < fraction
     return features.filter(pl.Series(keep))
+
+
+def drop_weather(features: pl.DataFrame, share: float, seed: int = 0) -> pl.DataFrame:
+    """The rows with their weather unknown on a share of the issue dates, so that a model learns to do without.
+
+    Args:
+        features: has service_date and `WEATHER_FEATURES`.
+        share: share of issue dates, 0 to 1, chosen by a hash of the date.
+        seed: another seed chooses other dates.
+    """
+    if share <= 0:
+        return features
+    issue = features["service_date"].to_physical().to_numpy().astype(np.int64).astype(np.uint64)
+    mixed = _mix(issue ^ _mix(np.full(len(issue), seed, dtype=np.uint64)))
+    gone = pl.Series((mixed >> np.uint64(11)).astype(np.float64) / 2.0**53 < share)
+    return features.with_columns(
+        pl.when(gone).then(None).otherwise(pl.col(name)).alias(name) for name in WEATHER_FEATURES
+    )
 
 
 def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -18,7 +18,7 @@ import polars as pl
 
 from bike_assets.core.errors import PermanentError
 from bike_assets.core.families import CatBoostFamily, PointModel, TrainConfig, family_of
-from bike_assets.core.features import FEATURE_COLUMNS, sample_rows
+from bike_assets.core.features import FEATURE_COLUMNS, drop_weather, sample_rows
 from bike_assets.core.intervals import (
     COVERAGES,
     LEVEL_EDGES,
@@ -111,7 +111,7 @@ class Forecaster:
             rows = sample_rows(rows, config.max_rows / rows.height, config.seed)
         rows = rows.sort("service_date", "counter_id", "target_ts")
         self.calibration = self._calibrate(rows)
-        self._model = family.train(rows, config)
+        self._model = family.train(drop_weather(rows, config.weather_dropout, config.seed), config)
         return self
 
     def _calibrate(self, rows: pl.DataFrame) -> Calibration:
@@ -125,7 +125,8 @@ class Forecaster:
         blind = before.height >= MIN_CLASS_ROWS and after.height >= MIN_CLASS_ROWS
         if not blind:
             before = after = rows  # too little history: intervals of training errors are better than none
-        forecast = family_of(config.family).train(before, config).forecast(after, config)
+        learned = drop_weather(before, config.weather_dropout, config.seed)
+        forecast = family_of(config.family).train(learned, config).forecast(after, config)
         if blind:
             self.holdout = after.with_columns(
                 pl.Series("forecast", forecast), pl.col("mean4").cast(pl.Float64)

@@ -5,8 +5,14 @@ from pathlib import Path
 
 import dagster as dg
 
-from bike_assets.core.bundle import ISSUE_DAYS, BundleInfo, load_or_create_keys, write_bundle
-from bike_assets.core.contracts import CLEANED_COUNTS, COUNTERS
+from bike_assets.core.bundle import (
+    ISSUE_DAYS,
+    WEATHER_CONTEXT_COLUMNS,
+    BundleInfo,
+    load_or_create_keys,
+    write_bundle,
+)
+from bike_assets.core.contracts import CLEANED_COUNTS, COUNTERS, RAW_WEATHER
 from bike_assets.core.errors import PermanentError
 from bike_assets.core.features import LOOKBACK_DAYS
 from bike_assets.core.model import Forecaster
@@ -67,6 +73,12 @@ class BundleStore(dg.ConfigurableResource):  # type: ignore[type-arg]
             ),
             load_or_create_keys(Path(self.keys_dir)).signing_key,
             warehouse.read(COUNTERS),
+            warehouse.read(
+                RAW_WEATHER,
+                newest - timedelta(days=LOOKBACK_DAYS + ISSUE_DAYS),
+                newest + timedelta(days=1),
+                columns=WEATHER_CONTEXT_COLUMNS,
+            ),
         )
         registry.tag_version(version, BUNDLE_TAG, path.name)
         return path.name
