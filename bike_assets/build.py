@@ -32,6 +32,7 @@ from bike_assets.resources.registry import ModelRegistry
 from bike_assets.resources.source import CountsSourceResource, WeatherSourceResource
 from bike_assets.resources.warehouse import DuckDBWarehouse
 from bike_assets.schedules import build_schedules
+from bike_assets.sensors.changed_counts import build_changed_counts_sensor
 from bike_assets.sensors.retraining import build_retraining_sensor
 from bike_assets.settings import Settings
 
@@ -64,7 +65,7 @@ def build_defs(settings: Settings, resource_overrides: Mapping[str, Any] | None 
         asset_checks=build_asset_checks(settings),
         jobs=JOBS,
         schedules=build_schedules(settings, issued),
-        sensors=[build_retraining_sensor(settings)],
+        sensors=[build_changed_counts_sensor(settings), build_retraining_sensor(settings)],
         resources={**build_resources(settings, project), **(resource_overrides or {})},
         # Every step is in the pool of the warehouse, so none could run beside another; a process of its own would
         # only add the seconds of its start to each asset and check.

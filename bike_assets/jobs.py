@@ -6,10 +6,18 @@ import dagster as dg
 
 INGEST: Final = dg.define_asset_job(
     "ingest",
-    selection=dg.AssetSelection.assets(
-        "raw_counts", "cleaned_counts", "quarantined_counts", "counter_health"
-    ),
-    description="Fetch, clean and judge the counts of some days; run it again for late corrections",
+    selection=dg.AssetSelection.assets("raw_counts"),
+    description="Fetch the counts of some days; run it again for late corrections",
+)
+CLEAN: Final = dg.define_asset_job(
+    "clean",
+    selection=dg.AssetSelection.assets("cleaned_counts", "quarantined_counts", "counter_health"),
+    description="Clean and judge the counts of some days",
+)
+WEATHER: Final = dg.define_asset_job(
+    "weather",
+    selection=dg.AssetSelection.assets("raw_weather"),
+    description="Fetch the weather of some days as observed, and what was expected of their weeks",
 )
 PREDICT: Final = dg.define_asset_job(
     "predict",
@@ -32,4 +40,4 @@ MONITOR: Final = dg.define_asset_job(
     description="Report drift and decide whether to retrain",
 )
 
-JOBS: Final = (INGEST, DESCRIBE, PREDICT, RETRAIN, MONITOR)
+JOBS: Final = (INGEST, CLEAN, WEATHER, DESCRIBE, PREDICT, RETRAIN, MONITOR)

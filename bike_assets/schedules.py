@@ -1,7 +1,8 @@
 """When things run by themselves. Off on a laptop, on in compose and the cloud, decided here by registration.
 
-The city publishes yesterday's counts in the morning: ingestion at 06:15, the forecast at 07:00 local, so that it
-is there when people leave home; the tables about counters and errors after it; monitoring on Mondays.
+The city publishes yesterday's counts in the morning: ingestion at 06:15 (what it changed is cleaned by the sensor
+`changed_counts`), weather and its forecast at 06:30, the forecast of counts at 07:00 local, so that it is there when
+people leave home; the tables about counters and errors after it; monitoring on Mondays.
 """
 
 from datetime import date, timedelta
@@ -10,12 +11,9 @@ import dagster as dg
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
 from bike_assets.core.calendar import LOCAL_TZ
-from bike_assets.jobs import DESCRIBE, INGEST, MONITOR, PREDICT
+from bike_assets.jobs import DESCRIBE, INGEST, MONITOR, PREDICT, WEATHER
 from bike_assets.partitions import has_day
 from bike_assets.settings import Settings
-
-REFETCH_DAYS = 3
-"""Days before yesterday that are fetched again, for late corrections."""
 
 
 def build_schedules(
@@ -23,6 +21,19 @@ def build_schedules(
 ) -> list[dg.ScheduleDefinition]:
     """The schedules of an environment."""
     status = dg.DefaultScheduleStatus.RUNNING if settings.automation_on else dg.DefaultScheduleStatus.STOPPED
+
+    def refetched(name: str, today: date, last: date) -> dg.RunRequest | dg.SkipReason:
+        """A run up to the day, from the first that may still be corrected."""
+        first = max(today - timedelta(days=settings.refetch_days + 1), partitions.start.date())
+        if last < first:
+            return dg.SkipReason(f"no partition ends before {today}")
+        return dg.RunRequest(
+            run_key=f"{name}-{today}",
+            tags={
+                ASSET_PARTITION_RANGE_START_TAG: first.isoformat(),
+                ASSET_PARTITION_RANGE_END_TAG: last.isoformat(),
+            },
+        )
 
     @dg.schedule(
         name="daily_ingest",
@@ -32,19 +43,23 @@ def build_schedules(
         default_status=status,
     )
     def daily_ingest(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-        """Yesterday and the days before it once more, in one run: a day's quality flags look at its past."""
+        """Yesterday, and the days before it once more for late corrections, in one run."""
         today = local_day(context)
-        first, last = today - timedelta(days=REFETCH_DAYS + 1), today - timedelta(days=1)
-        first = max(first, partitions.start.date())
-        if last < first:
-            return dg.SkipReason(f"no partition ends before {today}")
-        return dg.RunRequest(
-            run_key=f"ingest-{today}",
-            tags={
-                ASSET_PARTITION_RANGE_START_TAG: first.isoformat(),
-                ASSET_PARTITION_RANGE_END_TAG: last.isoformat(),
-            },
-        )
+        return refetched("ingest", today, today - timedelta(days=1))
+
+    @dg.schedule(
+        name="daily_weather",
+        cron_schedule="30 6 * * *",
+        job=WEATHER,
+        execution_timezone=LOCAL_TZ,
+        default_status=status,
+    )
+    def daily_weather(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+        """The forecast of today, and what was observed meanwhile of the days before."""
+        if settings.weather_source == "none":
+            return dg.SkipReason("no source of weather is set (BIKE_WEATHER)")
+        today = local_day(context)
+        return refetched("weather", today, today)
 
     @dg.schedule(
         name="daily_forecast",
@@ -85,7 +100,7 @@ def build_schedules(
             return _no_partition(today)
         return dg.RunRequest(run_key=f"monitor-{today}", partition_key=today.isoformat())
 
-    return [daily_ingest, daily_forecast, daily_describe, weekly_monitoring]
+    return [daily_ingest, daily_weather, daily_forecast, daily_describe, weekly_monitoring]
 
 
 def local_day(context: dg.ScheduleEvaluationContext) -> date:

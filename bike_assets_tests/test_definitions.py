@@ -179,10 +179,10 @@ def test_nothing_starts_by_itself_on_a_laptop_and_everything_elsewhere(
     status = "STOPPED" if env == "local" else "RUNNING"
 
     assert definitions["schedules"] == dict.fromkeys(
-        ["daily_describe", "daily_forecast", "daily_ingest", "weekly_monitoring"], status
+        ["daily_describe", "daily_forecast", "daily_ingest", "daily_weather", "weekly_monitoring"], status
     )
-    assert definitions["sensors"] == {"retraining": status}
-    assert definitions["jobs"] == ["describe", "ingest", "monitor", "predict", "retrain"]
+    assert definitions["sensors"] == {"changed_counts": status, "retraining": status}
+    assert definitions["jobs"] == ["clean", "describe", "ingest", "monitor", "predict", "retrain", "weather"]
 
 
 def test_loading_imports_nothing_that_takes_seconds(definitions: dict[str, Any]) -> None:

@@ -11,11 +11,12 @@ from dagster._utils.schedules import schedule_execution_time_iterator
 
 from bike_assets.jobs import JOBS
 from bike_assets.partitions import service_days
-from bike_assets.schedules import REFETCH_DAYS, build_schedules
+from bike_assets.schedules import build_schedules
 from bike_assets.settings import Settings
 
 PARIS = ZoneInfo("Europe/Paris")
 PARTITIONS = service_days(date(2024, 1, 1))
+REFETCH_DAYS = 14
 
 SPRING = date(2024, 3, 31)
 AUTUMN = date(2024, 10, 27)
@@ -23,7 +24,10 @@ ORDINARY = date(2024, 6, 12)
 
 
 def schedules(env: str = "local") -> dict[str, dg.ScheduleDefinition]:
-    return {schedule.name: schedule for schedule in build_schedules(Settings(env=env), PARTITIONS)}  # type: ignore[arg-type]
+    return {
+        schedule.name: schedule
+        for schedule in build_schedules(Settings(env=env, refetch_days=REFETCH_DAYS), PARTITIONS)
+    }  # type: ignore[arg-type]
 
 
 def asked(name: str, at: datetime) -> list[dg.RunRequest]:
@@ -66,6 +70,23 @@ def test_ingestion_asks_for_yesterday_and_the_days_that_may_be_corrected(day: da
     )
 
 
+@pytest.mark.parametrize("day", [ORDINARY, SPRING, AUTUMN])
+def test_weather_asks_for_todays_forecast_and_the_days_whose_weather_may_be_known_now(day: date) -> None:
+    (request,) = asked("daily_weather", local(day, 6, 30))
+
+    assert partition_range(request) == (
+        (day - timedelta(days=REFETCH_DAYS + 1)).isoformat(),
+        day.isoformat(),
+    )
+
+
+def test_without_weather_there_is_nothing_to_fetch() -> None:
+    without = {s.name: s for s in build_schedules(Settings(weather="none"), PARTITIONS)}
+    tick = dg.build_schedule_context(scheduled_execution_time=local(ORDINARY, 6, 30))
+
+    assert isinstance(without["daily_weather"](tick), dg.SkipReason)
+
+
 def test_ingestion_asks_for_no_day_before_the_first_partition() -> None:
     (request,) = asked("daily_ingest", local(date(2024, 1, 3), 6, 15))
 
@@ -106,7 +127,9 @@ def test_a_tick_after_local_midnight_is_of_the_new_local_day(at: datetime, day: 
     assert asked("daily_forecast", at)[0].partition_key == day
 
 
-@pytest.mark.parametrize("name", ["daily_ingest", "daily_forecast", "daily_describe", "weekly_monitoring"])
+@pytest.mark.parametrize(
+    "name", ["daily_ingest", "daily_weather", "daily_forecast", "daily_describe", "weekly_monitoring"]
+)
 def test_a_tick_evaluated_twice_asks_for_the_same_runs_and_another_day_for_others(name: str) -> None:
     at = local(ORDINARY, 8)
     keys = [request.run_key for request in asked(name, at)]
@@ -142,6 +165,7 @@ def test_forecasts_follow_ingestion_and_monitoring_follows_both() -> None:
 
     assert sorted(first, key=lambda name: first[name]) == [
         "daily_ingest",
+        "daily_weather",
         "daily_forecast",
         "daily_describe",
         "weekly_monitoring",
@@ -153,6 +177,7 @@ def test_each_schedule_starts_a_job_of_the_graph() -> None:
 
     assert jobs == {
         "daily_ingest": "ingest",
+        "daily_weather": "weather",
         "daily_forecast": "predict",
         "daily_describe": "describe",
         "weekly_monitoring": "monitor",

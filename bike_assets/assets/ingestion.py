@@ -3,6 +3,7 @@
 import hashlib
 from datetime import UTC, date, datetime, timedelta
 from itertools import groupby
+from typing import Final
 
 import dagster as dg
 import polars as pl
@@ -16,6 +17,9 @@ from bike_assets.partitions import window
 from bike_assets.resources.source import CountsSourceResource
 from bike_assets.resources.warehouse import DuckDBWarehouse
 from bike_assets.sources.base import SourceBatch
+
+CHANGED_FROM: Final = "changed_from"
+"""Metadata of `raw_counts`: the first day whose content changed; absent where none did."""
 
 
 def build_raw_counts(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
@@ -50,6 +54,7 @@ def build_raw_counts(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefin
                 "rows_per_day": per_day,
                 "counters": rows.get_column("counter_id").n_unique(),
                 "changed_partitions": len(changed),
+                **({CHANGED_FROM: min(changed).isoformat()} if changed else {}),
                 "rows_set_aside": batch.rejected.height,
                 "set_aside": sample_table(batch.rejected),
                 "faults": dg.MetadataValue.md(fault_list(fault.line() for fault in batch.faults)),

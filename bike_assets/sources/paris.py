@@ -192,6 +192,8 @@ class ParisSource:
                 source_file=pl.format(
                     "{}/{}", pl.lit(self._file), pl.col("service_date").dt.to_string("%Y-%m")
                 ),
+                # The data set is a window of days: no row lies far from the others.
+                is_stray=pl.lit(False),
                 published_until=pl.lit(download.until, dtype=UTC_TIMESTAMP),
             )
             .select(pl.col(name).cast(dtype) for name, dtype in COUNTS_SCHEMA.items())
