@@ -29,6 +29,7 @@ from bike_assets.partitions import counted_and_issue_days, weather_days
 from bike_assets.resources.bundles import BundleStore
 from bike_assets.resources.dbt import DbtResource
 from bike_assets.resources.registry import ModelRegistry
+from bike_assets.resources.snapshots import SnapshotStore
 from bike_assets.resources.source import CountsSourceResource, WeatherSourceResource
 from bike_assets.resources.warehouse import DuckDBWarehouse
 from bike_assets.schedules import build_schedules
@@ -85,6 +86,7 @@ def build_resources(settings: Settings, project: DbtProject) -> dict[str, Any]:
         "weather": WeatherSourceResource.from_settings(settings),
         "registry": ModelRegistry.from_settings(settings),
         "bundles": BundleStore(bundles_dir=str(settings.bundles_dir), keys_dir=str(settings.keys_dir)),
+        "snapshots": SnapshotStore.from_settings(settings),
         "dbt": DbtResource(
             project_dir=str(project.project_dir),
             profiles_dir=str(settings.dbt_project_dir),

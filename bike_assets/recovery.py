@@ -28,7 +28,7 @@ SERVED_LOCK: Final = "up.lock"
 """Held by `bike-assets up`, whose processes execute every run that has no `COMMAND_TAG`."""
 
 # A queued run needs no process: the next daemon starts it.
-_WORKING: Final = (
+WORKING: Final = (
     dg.DagsterRunStatus.STARTING,
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
@@ -73,7 +73,7 @@ def end_dead_runs(settings: Settings, instance: dg.DagsterInstance) -> list[str]
     Returns:
         The ids of these runs.
     """
-    runs = instance.get_runs(dg.RunsFilter(statuses=list(_WORKING)))
+    runs = instance.get_runs(dg.RunsFilter(statuses=list(WORKING)))
     dead = [run for run in runs if COMMAND_TAG in run.tags]
     if len(dead) < len(runs) and not _held(settings.home / SERVED_LOCK):
         dead = list(runs)

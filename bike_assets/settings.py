@@ -89,6 +89,10 @@ class Settings(BaseSettings):
     iterations: int = Field(0, ge=0, description="Trees of the model; 0 takes the model's own default")
     seed: int = Field(20_240_101, description="Seed of training and of its sample of rows")
 
+    baseline_ratio: float = Field(
+        0.8, gt=0, lt=1, description="Share of the days of a snapshot that are train_baseline; the rest tests"
+    )
+
     drift_days: int = Field(28, ge=7, description="Days of the window tested for drift")
     quality_min_skill: float = Field(
         0.0, description="Skill over the mean of four weeks below which a check warns"
@@ -154,6 +158,11 @@ class Settings(BaseSettings):
     def dbt_artifacts_dir(self) -> Path:
         """What dbt parsed, compiled and logged."""
         return self.home / "dbt"
+
+    @property
+    def snapshots_dir(self) -> Path:
+        """Snapshots of the tables."""
+        return self.home / "snapshots"
 
     @property
     def dagster_home(self) -> Path:

@@ -1,6 +1,5 @@
 """`features`, `trained_model`, `champion` and `predictions`: from cleaned counts to the forecast that serves."""
 
-import hashlib
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from typing import Final
@@ -14,7 +13,7 @@ from bike_assets.assets.metadata import sample_table, table_metadata
 from bike_assets.assets.provenance import git_commit
 from bike_assets.core.backtest import ROWS_PER_COUNTER
 from bike_assets.core.bundle import WEATHER_CONTEXT_COLUMNS
-from bike_assets.core.contracts import CLEANED_COUNTS, PREDICTIONS, RAW_COUNTS, RAW_WEATHER, features_contract
+from bike_assets.core.contracts import CLEANED_COUNTS, PREDICTIONS, RAW_WEATHER, features_contract
 from bike_assets.core.errors import PermanentError
 from bike_assets.core.features import FEATURE_COLUMNS, LOOKBACK_DAYS, build_features, sample_rows
 from bike_assets.core.metrics import accuracy_by_horizon
@@ -29,6 +28,7 @@ from bike_assets.core.promotion import (
 from bike_assets.partitions import KNOWN_AT_ISSUE, WEATHER_AT_ISSUE, window
 from bike_assets.resources.bundles import BundleStore
 from bike_assets.resources.registry import CHALLENGER, CHAMPION, PREVIOUS, ModelRegistry, ModelVersion
+from bike_assets.resources.snapshots import SnapshotStore, Taking
 from bike_assets.resources.warehouse import DuckDBWarehouse
 from bike_assets.settings import Settings
 
@@ -36,6 +36,9 @@ FEATURES: Final = features_contract(FEATURE_COLUMNS)
 
 CHUNK_DAYS: Final = 14
 """Issue dates computed and written at a time: about a quarter of a million rows of a whole city."""
+
+TRAINING_TABLES: Final = (RAW_WEATHER, CLEANED_COUNTS)
+"""What features and truth of a training are made of, and what its snapshot holds."""
 
 _COUNT_COLUMNS: Final = (
     "service_date",
@@ -125,6 +128,7 @@ def build_trained_model(settings: Settings) -> dg.AssetsDefinition:
         config: TrainingConfig,
         warehouse: DuckDBWarehouse,
         registry: ModelRegistry,
+        snapshots: SnapshotStore,
     ) -> dg.MaterializeResult[None]:
         """The challenger: trained, measured on days it did not see, and registered in MLflow."""
         until = date.fromisoformat(config.train_until) if config.train_until else newest_day(warehouse)
@@ -135,6 +139,16 @@ def build_trained_model(settings: Settings) -> dg.AssetsDefinition:
         truth = warehouse.read(
             CLEANED_COUNTS, last=until, columns=("counter_id", "ts_utc", "hourly_count", "is_spike")
         ).filter(~pl.col("is_spike"))
+        snapshot = snapshots.take(
+            warehouse,
+            Taking(
+                datetime.now(UTC),
+                f"trained_model, run {context.run.run_id[:8]}",
+                f"trained on counts up to {until}",
+            ),
+            tables=TRAINING_TABLES,
+            last=until,
+        ).snapshot
         train_config = training_config(settings)
         context.log.info(f"training on {rows.height:,} rows of features, counts up to {until}")
         forecaster = Forecaster().fit(rows, truth, train_config)
@@ -162,7 +176,7 @@ def build_trained_model(settings: Settings) -> dg.AssetsDefinition:
                 "trained_until": until.isoformat(),
                 "trained_from": str(rows.get_column("service_date").min()),
                 "trained_at": datetime.now(UTC).isoformat(timespec="seconds"),
-                "data_hash": data_hash(warehouse, until),
+                "data_hash": snapshot.id,
                 "git_commit": git_commit(),
                 **{key: repr(value) for key, value in metrics.items() if key.endswith(("r2", "skill"))},
             },
@@ -409,16 +423,6 @@ def training_rows(
         for start, end in chunks(first, until)
     ]
     return pl.concat(parts).sort("service_date", "counter_id", "target_ts")
-
-
-def data_hash(warehouse: DuckDBWarehouse, until: date) -> str:
-    """SHA-256 over the content hashes of all raw partitions up to a day: what the model was trained on."""
-    hashes = warehouse.query(
-        f"SELECT DISTINCT service_date, content_hash FROM {RAW_COUNTS.relation} "  # noqa: S608
-        "WHERE service_date <= ? ORDER BY service_date, content_hash",
-        [until],
-    )
-    return hashlib.sha256(hashes.write_csv().encode()).hexdigest()
 
 
 def _accuracy_table(accuracy: object) -> dg.MetadataValue:

@@ -5,8 +5,9 @@ Belongs here: connections, transactions, types of the database. Does not belong 
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any, Final
@@ -84,27 +85,34 @@ class DuckDBWarehouse(dg.ConfigurableResource):  # type: ignore[type-arg]
         Raises:
             ContractError: the frame breaks the contract. Nothing is written.
         """
-        rows = _to_database(contract.conform(frame))
+        rows = contract.conform(frame)
         outside = rows.filter(~pl.col("service_date").is_between(first, last)).height
         if outside:
             raise PermanentError(f"{contract.relation}: {outside:,} rows lie outside {first} to {last}")
-        with self.connect() as connection:
-            connection.execute("BEGIN")
-            try:
+        with self.connect() as connection, _transaction(connection):
+            _create(connection, contract)
+            connection.execute(
+                f"DELETE FROM {contract.relation} WHERE service_date BETWEEN ? AND ?",  # noqa: S608
+                [first, last],
+            )
+            _insert(connection, contract, rows)
+
+    def replace_tables(self, tables: Iterable[tuple[TableContract, Iterable[pl.DataFrame]]]) -> None:
+        """Put whole tables in the place of what they hold, all of them in one transaction.
+
+        Args:
+            tables: each table with its rows in any number of frames, which are taken one after the other, so that
+                no table need be in memory whole.
+
+        Raises:
+            ContractError: a frame breaks the contract. Nothing is written.
+        """
+        with self.connect() as connection, _transaction(connection):
+            for contract, frames in tables:
                 _create(connection, contract)
-                connection.execute(
-                    f"DELETE FROM {contract.relation} WHERE service_date BETWEEN ? AND ?",  # noqa: S608
-                    [first, last],
-                )
-                connection.register("incoming", rows.to_arrow())
-                columns = ", ".join(contract.column_names)
-                connection.execute(
-                    f"INSERT INTO {contract.relation} ({columns}) SELECT {columns} FROM incoming"  # noqa: S608
-                )
-                connection.execute("COMMIT")
-            except BaseException:
-                connection.execute("ROLLBACK")
-                raise
+                connection.execute(f"DELETE FROM {contract.relation}")  # noqa: S608
+                for frame in frames:
+                    _insert(connection, contract, contract.conform(frame))
 
     def read(
         self,
@@ -127,21 +135,14 @@ class DuckDBWarehouse(dg.ConfigurableResource):  # type: ignore[type-arg]
         Returns:
             The rows, in the contract's types; none where the table does not exist yet.
         """
-        names = list(columns or contract.column_names)
-        empty = contract.empty().select(names)
         with self.connect() as connection:
-            if not _exists(connection, contract):
-                return empty
-            limits, values = [], []
-            for sign, day in ((">=", first), ("<=", last)):
-                if day is not None:
-                    limits.append(f"service_date {sign} ?")
-                    values.append(day)
-            where = f" WHERE {' AND '.join(limits)}" if limits else ""
-            sort = f" ORDER BY {', '.join(contract.key)}" if order and contract.key else ""
-            sql = f"SELECT {', '.join(names)} FROM {contract.relation}{where}{sort}"  # noqa: S608
-            rows = _select(connection, sql, values)
-        return _from_database(rows, empty.schema)
+            return _read(connection, contract, first, last, columns or contract.column_names, order)
+
+    @contextmanager
+    def at_one_moment(self) -> Iterator["TableReader"]:
+        """A reader to which every table stays as it is now, whoever writes meanwhile."""
+        with self.connect() as connection, _transaction(connection):
+            yield TableReader(connection)
 
     def query(self, sql: str, values: Sequence[Any] = ()) -> pl.DataFrame:
         """The result of a `SELECT`, with instants in UTC."""
@@ -153,6 +154,65 @@ class DuckDBWarehouse(dg.ConfigurableResource):  # type: ignore[type-arg]
         """Whether the table has been created."""
         with self.connect() as connection:
             return _exists(connection, contract)
+
+
+@dataclass(frozen=True)
+class TableReader:
+    """Reads several tables as they were at one moment."""
+
+    connection: duckdb.DuckDBPyConnection
+
+    def days(self, contract: TableContract) -> list[date]:
+        """The days that have rows, in order; none where the table does not exist yet."""
+        if not _exists(self.connection, contract):
+            return []
+        found = self.connection.execute(
+            f"SELECT DISTINCT service_date FROM {contract.relation} ORDER BY service_date"  # noqa: S608
+        ).fetchall()
+        return [day for (day,) in found]
+
+    def read(self, contract: TableContract, first: date, last: date) -> pl.DataFrame:
+        """The rows of some days, both ends included, in the contract's types and in no order."""
+        return _read(self.connection, contract, first, last, contract.column_names, order=False)
+
+
+@contextmanager
+def _transaction(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    connection.execute("BEGIN")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+
+
+def _read(
+    connection: duckdb.DuckDBPyConnection,
+    contract: TableContract,
+    first: date | None,
+    last: date | None,
+    columns: Sequence[str],
+    order: bool,
+) -> pl.DataFrame:
+    empty = contract.empty().select(columns)
+    if not _exists(connection, contract):
+        return empty
+    limits, values = [], []
+    for sign, day in ((">=", first), ("<=", last)):
+        if day is not None:
+            limits.append(f"service_date {sign} ?")
+            values.append(day)
+    where = f" WHERE {' AND '.join(limits)}" if limits else ""
+    sort = f" ORDER BY {', '.join(contract.key)}" if order and contract.key else ""
+    sql = f"SELECT {', '.join(columns)} FROM {contract.relation}{where}{sort}"  # noqa: S608
+    return _from_database(_select(connection, sql, values), empty.schema)
+
+
+def _insert(connection: duckdb.DuckDBPyConnection, contract: TableContract, rows: pl.DataFrame) -> None:
+    connection.register("incoming", _to_database(rows).to_arrow())
+    columns = ", ".join(contract.column_names)
+    connection.execute(f"INSERT INTO {contract.relation} ({columns}) SELECT {columns} FROM incoming")  # noqa: S608
 
 
 def _select(connection: duckdb.DuckDBPyConnection, sql: str, values: list[Any]) -> pl.DataFrame:

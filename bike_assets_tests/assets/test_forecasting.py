@@ -1,7 +1,7 @@
 """From cleaned counts to the forecast that serves: samples, hashes, who is judged on what, and who may serve."""
 
 from collections.abc import Iterator
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,12 +20,10 @@ from bike_assets.assets.forecasting import (
     build_features_asset,
     build_predictions,
     chunks,
-    data_hash,
     judge,
     newest_day,
     training_rows,
 )
-from bike_assets.assets.ingestion import store
 from bike_assets.core.contracts import CLEANED_COUNTS, PREDICTIONS
 from bike_assets.core.errors import PermanentError
 from bike_assets.core.model import Forecaster
@@ -38,8 +36,6 @@ from bike_assets.runner import Outcome, materialize
 from bike_assets_tests.tables import (
     BETA_BACKFILL_POLICY,
     TRAINED_UNTIL,
-    batch,
-    day_rows,
     small_city,
     small_features,
     small_forecaster,
@@ -137,24 +133,6 @@ def test_no_counts_are_said_to_be_missing(warehouse: DuckDBWarehouse, filled: Du
         newest_day(warehouse)
 
     assert newest_day(filled) == TRAINED_UNTIL + timedelta(days=7)
-
-
-def test_the_data_hash_changes_with_the_content_up_to_the_day_and_with_nothing_else(
-    warehouse: DuckDBWarehouse,
-) -> None:
-    days = [date(2024, 3, 1) + timedelta(days=offset) for offset in range(3)]
-
-    def stored(change: float = 0.0, day: date = days[0], at: int = 1) -> str:
-        given = batch(*(day_rows(d, count=lambda n: n + (change if d == day else 0)) for d in days))  # noqa: B023
-        store(warehouse, given, days[0], days[-1], now=datetime(2024, 4, at, tzinfo=UTC))
-        return data_hash(warehouse, days[1])
-
-    before = stored()
-    assert stored(at=2) == before, "ingesting the same again is no other data"
-    assert stored(1.0, days[2]) == before, "what came after the training is not its data"
-    assert stored(1.0, days[1]) != before
-    assert stored() == before
-    assert data_hash(warehouse, days[2]) != before
 
 
 class Registry(ModelRegistry):

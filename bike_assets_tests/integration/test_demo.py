@@ -3,19 +3,19 @@
 import json
 import re
 from collections.abc import Iterator
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import dagster as dg
 import polars as pl
 import pytest
 
-from bike_assets.assets.forecasting import data_hash
 from bike_assets.core.bundle import load_bundle, load_public_key
 from bike_assets.core.contracts import CLEANED_COUNTS, PREDICTIONS, features_contract
 from bike_assets.core.features import FEATURE_COLUMNS, FEATURE_LOOKBACK_DAYS, build_features, sample_rows
 from bike_assets.core.model import Forecaster, TrainConfig
 from bike_assets.home import open_instance
+from bike_assets.resources.snapshots import SnapshotStore, Taking
 from bike_assets.resources.warehouse import DuckDBWarehouse
 from bike_assets.status import describe_champion
 from bike_assets_tests.homes import (
@@ -267,11 +267,26 @@ def test_training_saw_nothing_after_its_end(
     assert again.predict(later).equals(champion.predict(later))
 
 
-def test_the_champion_says_what_it_was_trained_on(demo_home: DemoHome, warehouse: DuckDBWarehouse) -> None:
+def test_the_champion_says_what_it_was_trained_on(
+    demo_home: DemoHome, warehouse: DuckDBWarehouse, tmp_path: Path
+) -> None:
+    """Its data hash is the id of a snapshot: there to be restored, and the same wherever it is taken."""
     shown = describe_champion(demo_home.settings)
     assert shown["trained_until"] == TRAIN_UNTIL.isoformat()
-    assert shown["data_hash"] == data_hash(warehouse, TRAIN_UNTIL)
-    assert shown["data_hash"] != data_hash(warehouse, LAST)
+    store = SnapshotStore.from_settings(demo_home.settings)
+    snapshot = store.find(shown["data_hash"])
+    store.verify(snapshot)
+    assert [(table.relation, table.days) for table in snapshot.tables] == [
+        (CLEANED_COUNTS.relation, (FIRST, TRAIN_UNTIL))
+    ]
+    elsewhere = SnapshotStore(folder=str(tmp_path), baseline_ratio=demo_home.settings.baseline_ratio)
+    taking = Taking(datetime.now(UTC), "test", "")
+
+    def again(last: date) -> str:
+        return elsewhere.take(warehouse, taking, tables=[CLEANED_COUNTS], last=last).snapshot.id
+
+    assert again(TRAIN_UNTIL) == shown["data_hash"]
+    assert again(LAST) != shown["data_hash"]
     assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?|unknown", shown["git_commit"])
     assert (Path(shown["bundle"]) / "manifest.json").is_file()
 
