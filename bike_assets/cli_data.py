@@ -3,12 +3,13 @@
 import contextlib
 import getpass
 import platform
-from collections.abc import Iterator
-from datetime import UTC, datetime
+from collections.abc import Iterator, Sequence
+from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -233,6 +234,22 @@ def _difference(diff: "TableDiff") -> dict[str, Any]:
     }
 
 
+def _columns(*names: str, right: Sequence[str] = (), folded: Sequence[str] = ()) -> Table:
+    """A table whose columns keep their width, but for those that may fold."""
+    table = Table(box=None)
+    for name in names:
+        table.add_column(name, justify="right" if name in right else "left", no_wrap=name not in folded)
+    return table
+
+
+def _short(relation: str) -> str:
+    return relation.rsplit(".", 1)[-1]
+
+
+def _days(tables: Sequence[dict[str, Any]]) -> tuple[date, date]:
+    return min(table["first"] for table in tables), max(table["last"] for table in tables)
+
+
 def _print_snapshot(result: dict[str, Any]) -> None:
     console = Console()
     _print_tables(console, result)
@@ -243,11 +260,9 @@ def _print_snapshot(result: dict[str, Any]) -> None:
 
 
 def _print_tables(console: Console, result: dict[str, Any]) -> None:
-    table = Table(box=None)
-    for name in ("table", "rows", "first", "last"):
-        table.add_column(name, justify="right" if name == "rows" else "left")
+    table = _columns("table", "rows", "first", "last", right=("rows",))
     for row in result["tables"]:
-        table.add_row(row["table"], f"{row['rows']:,}", str(row["first"]), str(row["last"]))
+        table.add_row(_short(row["table"]), f"{row['rows']:,}", str(row["first"]), str(row["last"]))
     console.print(table)
     if split := result.get("baseline"):
         for name in ("train_baseline", "test_baseline"):
@@ -259,39 +274,46 @@ def _print_list(result: dict[str, Any]) -> None:
     if not result["snapshots"]:
         console.print("There is no snapshot yet; take one with: bike-assets data snapshot -m WHY")
         return
-    table = Table(box=None)
-    for name in ("id", "taken", "by", "why", "rows", "days", "MB"):
-        table.add_column(name, justify="right" if name in ("rows", "MB") else "left", no_wrap=name == "id")
+    table = _columns(
+        "id", "taken", "rows", "days", "MB", "by", "why", right=("rows", "MB"), folded=("by", "why")
+    )
     for row in result["snapshots"]:
         last = row["taken"][-1]
-        what = [row["id"][:12], last["at"][:16].replace("T", " "), last["by"], last["message"]]
+        name, when = row["id"][:12], last["at"][:16].replace("T", " ")
         if fault := row.get("fault"):
-            table.add_row(*what, "", fault, "")
+            table.add_row(name, when, "–", "–", "–", escape(last["by"]), escape(fault))
             continue
-        counts = next((t for t in row["tables"] if t["table"].endswith("cleaned_counts")), row["tables"][0])
-        rows = sum(t["rows"] for t in row["tables"])
+        first, newest = _days(row["tables"])
         table.add_row(
-            *what, f"{rows:,}", f"{counts['first']} – {counts['last']}", f"{row['bytes'] / 1e6:.1f}"
+            name,
+            when,
+            f"{sum(table['rows'] for table in row['tables']):,}",
+            f"{first}…{newest}",
+            f"{row['bytes'] / 1e6:.1f}",
+            escape(last["by"]),
+            escape(last["message"]),
         )
     console.print(table)
 
 
 def _print_diff(result: dict[str, Any]) -> None:
     console = Console()
-    table = Table(box=None)
-    for name in ("table", "added", "removed", "changed", "counters", "days", "changed columns"):
-        table.add_column(name, justify="left" if name in ("table", "days", "changed columns") else "right")
+    numbers = ("added", "removed", "changed", "counters")
+    table = _columns("table", *numbers, "days", right=numbers)
     for row in result["tables"]:
         table.add_row(
-            row["table"],
+            _short(row["table"]),
             f"{row['added']:,}",
             f"{row['removed']:,}",
             f"{row['changed']:,}",
             f"{len(row['counters']):,}",
-            f"{row['first']} – {row['last']}" if row["first"] else "–",
-            ", ".join(f"{name} {count:,}" for name, count in row["changed_columns"].items()),
+            f"{row['first']}…{row['last']}" if row["first"] else "–",
         )
     console.print(table)
+    for row in result["tables"]:
+        if row["changed_columns"]:
+            columns = ", ".join(f"{name} {count:,}" for name, count in row["changed_columns"].items())
+            console.print(f"Changed in {_short(row['table'])}: {columns}", soft_wrap=True, markup=False)
     counters = sorted({counter for row in result["tables"] for counter in row["counters"]})
     if 0 < len(counters) <= 10:
         console.print(f"Counters: {', '.join(counters)}", soft_wrap=True, markup=False)

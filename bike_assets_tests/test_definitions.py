@@ -233,7 +233,7 @@ def test_resources_can_be_replaced(home: Path) -> None:
         other = DuckDBWarehouse(path="/elsewhere.duckdb")
         defs = build_defs(load_settings(), {"warehouse": other})
         assert defs.resources["warehouse"] is other
-        assert set(defs.resources) == {"warehouse", "source", "weather", "registry", "bundles", "dbt"}
+        assert set(defs.resources) == {"warehouse", "source", "weather", "registry", "bundles", "snapshots", "dbt"}
     """
     done = python(code, BIKE_HOME=str(home))
 
