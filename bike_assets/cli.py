@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.table import Table
 
 from bike_assets import model_commands
-from bike_assets.cli_data import data_app
 from bike_assets.console import (
     DEFAULT_HOME,
     AsJson,
@@ -28,6 +27,7 @@ from bike_assets.console import (
     tell,
 )
 from bike_assets.core.errors import BikeError, PermanentError
+from bike_assets.data_commands import data_app
 
 app = typer.Typer(
     name="bike-assets",
@@ -41,7 +41,6 @@ champion_app = typer.Typer(help="The model that serves.", no_args_is_help=True)
 app.add_typer(champion_app, name="champion")
 model_commands.add_to(app)
 app.add_typer(data_app, name="data")
-
 
 Day = Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"])]
 
