@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import dagster as dg
 
+from bike_assets.core import health
 from bike_assets.core.contracts import CLEANED_COUNTS, RAW_COUNTS, RAW_WEATHER, features_contract
 from bike_assets.core.errors import PermanentError
 from bike_assets.core.features import FEATURE_COLUMNS, LOOKBACK_DAYS
@@ -98,6 +99,12 @@ def what_to_make_again(warehouse: DuckDBWarehouse, changed: dict[str, list[date]
     if not cleaned:
         return commands
     commands.append(["counters", "forecast_accuracy"])
+    newest = None
+    if warehouse.exists(CLEANED_COUNTS):
+        newest = warehouse.query(f"SELECT max(service_date) FROM {CLEANED_COUNTS.relation}").item()  # noqa: S608
+    until = min(cleaned[-1] + timedelta(days=health.LOOKBACK_DAYS), newest or cleaned[-1])
+    if cleaned[0] <= until:
+        commands.append(["counter_health", "--from", f"{cleaned[0]}", "--to", f"{until}"])
     features = features_contract(FEATURE_COLUMNS)
     if warehouse.exists(features):
         newest = warehouse.query(f"SELECT max(service_date) FROM {features.relation}").item()  # noqa: S608
