@@ -10,6 +10,7 @@ import dagster as dg
 import polars as pl
 import pytest
 
+from bike_assets.assets.forecasting import TRAINING_TABLES
 from bike_assets.core.bundle import load_bundle, load_public_key
 from bike_assets.core.contracts import CLEANED_COUNTS, PREDICTIONS, features_contract
 from bike_assets.core.features import FEATURE_COLUMNS, FEATURE_LOOKBACK_DAYS, build_features, sample_rows
@@ -276,14 +277,16 @@ def test_the_champion_says_what_it_was_trained_on(
     store = SnapshotStore.from_settings(demo_home.settings)
     snapshot = store.find(shown["data_hash"])
     store.verify(snapshot)
-    assert [(table.relation, table.days) for table in snapshot.tables] == [
-        (CLEANED_COUNTS.relation, (FIRST, TRAIN_UNTIL))
-    ]
+    assert [table.relation for table in snapshot.tables] == [table.relation for table in TRAINING_TABLES]
+    assert snapshot.tables[-1].days == (FIRST, TRAIN_UNTIL)
+    assert all(table.days[1] <= TRAIN_UNTIL for table in snapshot.tables), (
+        "nothing later than the training knew"
+    )
     elsewhere = SnapshotStore(folder=str(tmp_path), baseline_ratio=demo_home.settings.baseline_ratio)
     taking = Taking(datetime.now(UTC), "test", "")
 
     def again(last: date) -> str:
-        return elsewhere.take(warehouse, taking, tables=[CLEANED_COUNTS], last=last).snapshot.id
+        return elsewhere.take(warehouse, taking, tables=TRAINING_TABLES, last=last).snapshot.id
 
     assert again(TRAIN_UNTIL) == shown["data_hash"]
     assert again(LAST) != shown["data_hash"]
