@@ -17,6 +17,7 @@ import dagster as dg
 import polars as pl
 import psutil
 
+from bike_assets.assets.dbt_models import ACCURACY_MODELS, CLEANING_MODELS, DESCRIBING_MODELS
 from bike_assets.assets.monitoring import REPORT_HTML, report_folder, reported_drift
 from bike_assets.core.contracts import CLEANED_COUNTS, PREDICTIONS, RAW_COUNTS
 from bike_assets.core.errors import PermanentError
@@ -174,11 +175,11 @@ def _materialize_all(
         progress(text)
         materialize(definitions, instance, assets, outcome=outcome, **arguments)
 
-    counted = ["raw_counts", "cleaned_counts", "quarantined_counts", "counter_health"]
+    counted = ["raw_counts", *CLEANING_MODELS, "counter_health"]
     stage(f"{', '.join(counted)}: {span[0]} to {span[1]}", counted, days=span)
     del source
     forget_sources()
-    stage("counters", ["counters"])
+    stage("counters and traffic", [*DESCRIBING_MODELS])
     if settings.weather_source != "none":
         stage(f"raw_weather: {span[0]} to {newest_issue}", ["raw_weather"], days=(span[0], newest_issue))
     first_issue = max(
@@ -201,7 +202,7 @@ def _materialize_all(
         ["predictions"],
         days=(first_test, newest_issue),
     )
-    stage("forecast_accuracy", ["forecast_accuracy"])
+    stage(", ".join(ACCURACY_MODELS), [*ACCURACY_MODELS])
     monitored = (newest_issue, newest_issue)
     stage("drift_report, retraining_decision", ["drift_report", "retraining_decision"], days=monitored)
     return outcome, windows

@@ -4,6 +4,8 @@ from typing import Final
 
 import dagster as dg
 
+from bike_assets.assets.dbt_models import ACCURACY_MODELS, CLEANING_MODELS, DESCRIBING_MODELS
+
 INGEST: Final = dg.define_asset_job(
     "ingest",
     selection=dg.AssetSelection.assets("raw_counts"),
@@ -11,7 +13,7 @@ INGEST: Final = dg.define_asset_job(
 )
 CLEAN: Final = dg.define_asset_job(
     "clean",
-    selection=dg.AssetSelection.assets("cleaned_counts", "quarantined_counts", "counter_health"),
+    selection=dg.AssetSelection.assets(*CLEANING_MODELS, "counter_health"),
     description="Clean and judge the counts of some days",
 )
 WEATHER: Final = dg.define_asset_job(
@@ -26,8 +28,8 @@ PREDICT: Final = dg.define_asset_job(
 )
 DESCRIBE: Final = dg.define_asset_job(
     "describe",
-    selection=dg.AssetSelection.assets("counters", "forecast_accuracy"),
-    description="Rebuild the tables about counters and about realised errors",
+    selection=dg.AssetSelection.assets(*DESCRIBING_MODELS, *ACCURACY_MODELS),
+    description="Rebuild the tables about counters, traffic and realised errors",
 )
 RETRAIN: Final = dg.define_asset_job(
     "retrain",

@@ -110,6 +110,12 @@ def counters(counts: pl.DataFrame) -> pl.DataFrame:
             site_name=pl.lit("Site"),
             latitude=pl.lit(48.85),
             longitude=pl.lit(2.35),
+            site_key=pl.lit("s"),
+            counters_at_site=pl.lit(2),
+            last_counted=pl.lit(None),
+            status=pl.lit("active"),
+            coverage=pl.lit(1.0),
+            replaced_by=pl.lit(None),
         )
         .sort("counter_id")
     )

@@ -9,6 +9,7 @@ import dagster as dg
 import polars as pl
 
 from bike_assets import tags
+from bike_assets.assets.dbt_models import FLAG_LOOKBACK_DAYS
 from bike_assets.assets.metadata import fault_list, sample_table, table_metadata
 from bike_assets.core.calendar import hours_of_day, local_columns
 from bike_assets.core.contracts import CALENDAR_HOURS, RAW_COUNTS, TableContract
@@ -16,7 +17,7 @@ from bike_assets.core.errors import PermanentError
 from bike_assets.partitions import window
 from bike_assets.resources.source import CountsSourceResource
 from bike_assets.resources.warehouse import DuckDBWarehouse
-from bike_assets.sources.base import SourceBatch
+from bike_assets.sources.base import COUNTS_SCHEMA, SORT_KEY, SourceBatch
 
 CHANGED_FROM: Final = "changed_from"
 """Metadata of `raw_counts`: the first day whose content changed; absent where none did."""
@@ -69,6 +70,9 @@ def store(
 ) -> tuple[pl.DataFrame, list[date]]:
     """Write a batch to `raw_counts`, with the local calendar of its days beside it.
 
+    What other exports and the other real source said of these days stays: the yearly archive and the live window
+    meet here, in whatever order they come, and cleaning lets the later one stand.
+
     Args:
         warehouse: where to.
         batch: the source's rows of the days from `first` to `last`.
@@ -83,9 +87,45 @@ def store(
         ContractError: the rows break the contract. Nothing is written.
     """
     warehouse.replace(CALENDAR_HOURS, calendar_hours(first, last), first, last)
-    return replace_changed(
-        warehouse, RAW_COUNTS, batch.counts, content_hashes(batch.counts), first, last, now=now
+    others = _of_others(warehouse, batch, first, last)
+    counts = batch.counts
+    if others.height:
+        counts = pl.concat([others, counts]).sort(SORT_KEY, nulls_last=True)
+    return replace_changed(warehouse, RAW_COUNTS, counts, content_hashes(counts), first, last, now=now)
+
+
+def newer_days(warehouse: DuckDBWarehouse, last: date) -> tuple[date, date] | None:
+    """Days after `last` that hold counts and whose flags look back on it; None where there are none."""
+    newest = (
+        warehouse.query(f"SELECT max(service_date) FROM {RAW_COUNTS.relation}").item()  # noqa: S608
+        if warehouse.exists(RAW_COUNTS)
+        else None
     )
+    if newest is None or newest <= last:
+        return None
+    return last + timedelta(days=1), min(newest, last + timedelta(days=FLAG_LOOKBACK_DAYS))
+
+
+def _of_others(warehouse: DuckDBWarehouse, batch: SourceBatch, first: date, last: date) -> pl.DataFrame:
+    """Stored rows of the range that the batch says nothing about: of files it was not read from, of another source.
+
+    A simulated city and a real one never stand beside each other.
+    """
+    none = pl.DataFrame(schema=COUNTS_SCHEMA)
+    ours = batch.counts.get_column("source").unique().to_list()
+    if "simulator" in ours or (not ours and batch.files is None) or not warehouse.exists(RAW_COUNTS):
+        return none
+    said = pl.col("source").is_in(ours)
+    if batch.files is not None:
+        said &= pl.col("source_file").is_in(list(batch.files))
+    unsaid = ~said & (pl.col("source") != "simulator")
+    stored = warehouse.query(
+        f"SELECT DISTINCT source, source_file FROM {RAW_COUNTS.relation} WHERE service_date BETWEEN ? AND ?",  # noqa: S608
+        [first, last],
+    )
+    if stored.filter(unsaid).is_empty():
+        return none
+    return warehouse.read(RAW_COUNTS, first, last, columns=COUNTS_SCHEMA.names(), order=False).filter(unsaid)
 
 
 def replace_changed(

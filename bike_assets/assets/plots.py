@@ -231,6 +231,33 @@ def counter_states(health: pl.DataFrame) -> str:
     return _markdown(figure, "State by counter and day")
 
 
+def export_differences(differences: pl.DataFrame) -> str:
+    """Hours on which exports do not agree, the counters with most of them first.
+
+    Args:
+        differences: `difference`, `counter_id`, `counter_name`, `hours`, as `EXPORT_DIFFERENCES`.
+    """
+    colours = {"corrected": _FORECAST, "vanished counter": _ALARM}
+    top = (
+        differences.group_by(
+            "difference", "counter_id", pl.col("counter_name").fill_null(pl.col("counter_id"))
+        )
+        .agg(pl.col("hours").sum())
+        .sort("hours", "difference", "counter_id", descending=[True, False, False])
+        .head(MAX_BARS)
+    )
+    figure, _ = horizontal_bars(
+        [
+            (f"{row['difference']}: {row['counter_name']}", float(row["hours"]))
+            for row in top.iter_rows(named=True)
+        ],
+        title=f"{differences['hours'].sum():,} hours differ between exports",
+        label="hours",
+        colours=[colours.get(kind, _BASELINE) for kind in top["difference"]],
+    )
+    return _markdown(figure, "Hours that differ between exports")
+
+
 def horizontal_bars(
     bars: list[tuple[str, float]], *, title: str, label: str, colours: list[str]
 ) -> tuple["Figure", "Axes"]:

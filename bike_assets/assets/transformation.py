@@ -14,14 +14,20 @@ from dagster_dbt import (
 )
 
 from bike_assets import tags
+from bike_assets.assets import plots
+from bike_assets.assets.dbt_models import ACCURACY_MODELS, CLEANING_MODELS, DESCRIBING_MODELS
 from bike_assets.assets.metadata import sample_table, table_schema
-from bike_assets.core.contracts import CLEANED_COUNTS, COUNTERS, QUARANTINED_COUNTS, TableContract
+from bike_assets.core.contracts import (
+    CLEANED_COUNTS,
+    COUNTERS,
+    EXPORT_DIFFERENCES,
+    QUARANTINED_COUNTS,
+    TableContract,
+)
 from bike_assets.core.errors import ContractError
 from bike_assets.partitions import window
 from bike_assets.resources.dbt import DbtResource
 from bike_assets.resources.warehouse import DuckDBWarehouse
-
-_MONITORING_MODELS = ("forecast_accuracy",)
 
 
 class BikeTranslator(DagsterDbtTranslator):
@@ -35,7 +41,7 @@ class BikeTranslator(DagsterDbtTranslator):
         if unique_id not in manifest["nodes"]:
             return spec  # a source: an asset made elsewhere
         name = spec.key.path[-1]
-        monitoring = name in _MONITORING_MODELS
+        monitoring = name in ACCURACY_MODELS
         return spec.replace_attributes(
             key=dg.AssetKey(name),
             group_name=tags.MONITORING if monitoring else tags.CLEANING,
@@ -55,7 +61,7 @@ def build_dbt_assets(
 
     @dbt_assets(
         manifest=project.manifest_path,
-        select="cleaned_counts quarantined_counts",
+        select=" ".join(CLEANING_MODELS),
         name="dbt_cleaned_counts",
         partitions_def=partitions,
         backfill_policy=dg.BackfillPolicy.single_run(),
@@ -77,7 +83,7 @@ def build_dbt_assets(
 
     @dbt_assets(
         manifest=project.manifest_path,
-        select="counters",
+        select=" ".join(DESCRIBING_MODELS),
         name="dbt_counters",
         dagster_dbt_translator=translator,
         project=project,
@@ -86,11 +92,12 @@ def build_dbt_assets(
     def dbt_counters(
         context: dg.AssetExecutionContext, dbt: DbtResource, warehouse: DuckDBWarehouse
     ) -> Iterator[Any]:
-        yield from _described(dbt.build(context).stream(), warehouse, {"counters": COUNTERS}, None, None)
+        contracts = {"counters": COUNTERS, "export_differences": EXPORT_DIFFERENCES}
+        yield from _described(dbt.build(context).stream(), warehouse, contracts, None, None)
 
     @dbt_assets(
         manifest=project.manifest_path,
-        select="forecast_accuracy",
+        select=" ".join(ACCURACY_MODELS),
         name="dbt_forecast_accuracy",
         dagster_dbt_translator=translator,
         project=project,
@@ -131,6 +138,7 @@ def _described(
                 "dagster/column_schema": dg.MetadataValue.table_schema(table_schema(contract)),
                 "sample": sample_table(rows),
                 **_flagged(rows),
+                **(difference_report(rows) if contract is EXPORT_DIFFERENCES else {}),
             }
         )
 
@@ -143,4 +151,19 @@ def _flagged(rows: pl.DataFrame) -> dict[str, dg.MetadataValue]:
     return {
         f"rows/{name.removeprefix('is_')}": dg.MetadataValue.int(number)
         for name, number in (rows.select(**flags).row(0, named=True) if flags else {}).items()
+    }
+
+
+def difference_report(differences: pl.DataFrame) -> dict[str, dg.MetadataValue]:
+    """What the exports do not agree on, in a table, a picture and the numbers people ask for first."""
+    by_hours = differences.sort("hours", "counter_id", descending=[True, False])
+    corrected = by_hours.filter(difference="corrected")
+    vanished = by_hours.filter(difference="vanished counter")["counter_name"].unique(maintain_order=True)
+    return {
+        "corrected_rows": dg.MetadataValue.int(int(corrected["hours"].sum())),
+        "corrected_counters": dg.MetadataValue.int(corrected["counter_id"].n_unique()),
+        "vanished_counters": dg.MetadataValue.text(", ".join(str(name) for name in vanished) or "none"),
+        "stray_rows": dg.MetadataValue.int(int(by_hours.filter(difference="stray rows")["hours"].sum())),
+        "differences": sample_table(by_hours, 50),
+        "hours_by_counter": dg.MetadataValue.md(plots.export_differences(by_hours)),
     }

@@ -235,6 +235,42 @@ COUNTERS = TableContract(
         Column("last_seen", UTC_TIMESTAMP, "Newest counted hour"),
         Column("hours", pl.Int64, "Counted hours", minimum=1),
         Column("mean_hourly_count", pl.Float64, "Bicycles an hour over its life", nullable=True, minimum=0),
+        # Null in a champion's bundle, which knows counters by their counts alone.
+        Column("site_key", pl.String, "The site, also where one name has two ids", nullable=True),
+        Column("counters_at_site", pl.Int64, "Counters that stand or stood there", nullable=True, minimum=1),
+        Column("last_counted", UTC_TIMESTAMP, "Newest hour with a count that is no outage", nullable=True),
+        Column("status", pl.String, "active, new, silent or retired", nullable=True),
+        Column(
+            "coverage",
+            pl.Float64,
+            "Share of the hours of its life that were counted, outages not",
+            nullable=True,
+            minimum=0,
+            maximum=1,
+        ),
+        Column("replaced_by", pl.String, "Counter that took over its name and site", nullable=True),
+    ),
+)
+
+EXPORT_DIFFERENCES = TableContract(
+    schema="bike_traffic_analytics",
+    name="export_differences",
+    key=(),  # a stray row has no earlier file
+    columns=(
+        Column(
+            "difference",
+            pl.String,
+            "corrected, vanished counter, missing hours, new counter, added hours or stray rows",
+        ),
+        Column("earlier_file", pl.String, "Export that was published first", nullable=True),
+        Column("later_file", pl.String, "Export that was published later, or has the stray rows"),
+        Column("counter_id", pl.String, "Counter"),
+        Column("counter_name", pl.String, "Name of the counter", nullable=True),
+        Column("hours", pl.Int64, "Hours that differ", minimum=1),
+        Column("first_hour", UTC_TIMESTAMP, "Oldest of them"),
+        Column("last_hour", UTC_TIMESTAMP, "Newest of them"),
+        Column("count_before", pl.Int64, "Bicycles in these hours as published first", nullable=True),
+        Column("count_after", pl.Int64, "Bicycles in these hours as published later", nullable=True),
     ),
 )
 

@@ -67,7 +67,9 @@ class ArchiveSource:
         """
         everything = self._everything
         counts = everything.counts.filter(pl.col("service_date").is_between(first, last))
-        return SourceBatch(counts.cast(dict(COUNTS_SCHEMA.items())), everything.rejected, everything.faults)
+        return SourceBatch(
+            counts.cast(dict(COUNTS_SCHEMA.items())), everything.rejected, everything.faults, everything.files
+        )
 
     @cached_property
     def _everything(self) -> SourceBatch:
@@ -93,7 +95,12 @@ class ArchiveSource:
         counts = pl.concat(frames)
         frames.clear()
         counts = counts.sort(SORT_KEY, nulls_last=True)
-        return SourceBatch(counts, pl.concat(rejected).sort("source_file", "line", "column"), tuple(faults))
+        return SourceBatch(
+            counts,
+            pl.concat(rejected).sort("source_file", "line", "column"),
+            tuple(faults),
+            frozenset(counts.get_column("source_file").cast(pl.String).unique()),
+        )
 
 
 def _export_rows(export: Export, log: ExportLog) -> pl.DataFrame | None:

@@ -70,11 +70,14 @@ class SourceBatch:
         counts: columns of `COUNTS_SCHEMA`, sorted by `SORT_KEY`. Nothing is deduplicated here.
         rejected: columns of `REJECTED_SCHEMA`, one row for each row that could not be read.
         faults: in words, a few lines even for many rejected rows.
+        files: what `source_file` may say, where the source is a choice of files and others may have been read before;
+            None where the batch is all that the source has of these days.
     """
 
     counts: pl.DataFrame
     rejected: pl.DataFrame
     faults: tuple[SourceFault, ...] = ()
+    files: frozenset[str] | None = None
 
 
 class CountsSource(Protocol):

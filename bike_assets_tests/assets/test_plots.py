@@ -103,3 +103,25 @@ def test_counter_levels(counts: pl.DataFrame) -> None:
 
 def test_the_same_data_give_the_same_picture(counts: pl.DataFrame) -> None:
     assert plots.daily_counts(counts) == plots.daily_counts(counts)
+
+
+def test_export_differences_are_one_small_picture() -> None:
+    from bike_assets.core.contracts import EXPORT_DIFFERENCES
+
+    hour = datetime(2024, 1, 1, tzinfo=UTC)
+    rows = pl.DataFrame(
+        {
+            "difference": ["corrected", "stray rows"],
+            "earlier_file": ["a", None],
+            "later_file": ["b", "b"],
+            "counter_id": ["c1", "c2"],
+            "counter_name": ["Quai", None],
+            "hours": [172, 6],
+            "first_hour": [hour] * 2,
+            "last_hour": [hour] * 2,
+            "count_before": [0, None],
+            "count_after": [90, 5],
+        }
+    )
+    assert png(plots.export_differences(EXPORT_DIFFERENCES.conform(rows)))
+    assert png(plots.export_differences(EXPORT_DIFFERENCES.empty()))

@@ -13,11 +13,18 @@ import pytest
 import yaml
 from polars.testing import assert_frame_equal
 
+from bike_assets.assets.dbt_models import (
+    ACCURACY_MODELS,
+    CLEANING_MODELS,
+    DESCRIBING_MODELS,
+    FLAG_LOOKBACK_DAYS,
+)
 from bike_assets.assets.ingestion import store
 from bike_assets.core.calendar import hours_of_day
 from bike_assets.core.contracts import (
     CLEANED_COUNTS,
     COUNTERS,
+    EXPORT_DIFFERENCES,
     PREDICTIONS,
     QUARANTINED_COUNTS,
     TableContract,
@@ -45,6 +52,7 @@ LAST = date(2024, 10, 29)
 DAYS = [FIRST + timedelta(days=offset) for offset in range((LAST - FIRST).days + 1)]
 EARLY, LATE = datetime(2024, 11, 1, tzinfo=UTC), datetime(2024, 11, 2, tzinfo=UTC)
 FORECAST_HOUR = hours_of_day(FIRST)[8]
+BUILT_WHOLE = (*DESCRIBING_MODELS, *ACCURACY_MODELS)
 
 Tables = dict[str, pl.DataFrame]
 
@@ -70,14 +78,21 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tables]:
             quarantined = warehouse.read(QUARANTINED_COUNTS)
             again = (AUTUMN, AUTUMN + timedelta(days=1))
             build("cleaned_counts", "quarantined_counts", days=again)
-            build("counters", "forecast_accuracy")
+            build(*BUILT_WHOLE)
+            columns = warehouse.query(
+                "SELECT table_name, column_name FROM information_schema.columns "
+                "WHERE table_schema = 'bike_traffic_analytics' ORDER BY table_name, ordinal_position"
+            )
         yield {
             "cleaned": whole,
             "again": warehouse.read(CLEANED_COUNTS),
+            "columns": columns,
+            **{
+                name: warehouse.query(f"SELECT * FROM bike_traffic_analytics.{name}")  # noqa: S608
+                for name in BUILT_WHOLE
+            },
             "quarantined": quarantined,
             "quarantined again": warehouse.read(QUARANTINED_COUNTS),
-            "counters": warehouse.read(COUNTERS),
-            "accuracy": warehouse.query("SELECT * FROM bike_traffic_analytics.forecast_accuracy"),
         }
 
 
@@ -158,8 +173,10 @@ def predictions() -> pl.DataFrame:
     )
 
 
-def of(tables: Tables, counter: str, day: date | None = None, name: str = "cleaned") -> pl.DataFrame:
-    rows = tables[name].filter(counter_id=counter).sort("ts_utc")
+def of(
+    tables: Tables, counter: str, day: date | None = None, name: str = "cleaned", order: str = "ts_utc"
+) -> pl.DataFrame:
+    rows = tables[name].filter(counter_id=counter).sort(order)
     return rows if day is None else rows.filter(service_date=day)
 
 
@@ -261,6 +278,7 @@ def test_tables_keep_their_contracts(tables: Tables) -> None:
     assert CLEANED_COUNTS.violations(tables["cleaned"]) == []
     assert QUARANTINED_COUNTS.violations(tables["quarantined"]) == []
     assert COUNTERS.violations(tables["counters"]) == []
+    assert EXPORT_DIFFERENCES.violations(tables["export_differences"]) == []
 
 
 def test_a_counter_is_described_by_the_newest_export_and_lives_from_first_to_last(tables: Tables) -> None:
@@ -277,12 +295,12 @@ def test_the_level_of_a_counter_leaves_out_what_is_flagged(tables: Tables) -> No
 
     spiky = of(tables, "spiky").filter(~pl.col("is_spike"))
     assert means["spiky"] == pytest.approx(spiky["hourly_count"].mean())
-    dead = of(tables, "dead").filter(~pl.col("is_outage"))
+    dead = of(tables, "dead").filter(~pl.col("is_outage"), ~pl.col("is_stuck"))
     assert means["dead"] == pytest.approx(dead["hourly_count"].mean())
 
 
 def test_realised_errors_are_of_hours_with_truth_alone(tables: Tables) -> None:
-    (row,) = tables["accuracy"].rows(named=True)
+    (row,) = tables["forecast_accuracy"].rows(named=True)
 
     assert (row["service_date"], row["issue_date"], row["horizon"]) == (FIRST, FIRST, 1)
     assert (row["counter_id"], row["model_version"], row["hours"]) == ("plain", "4", 1)
@@ -300,7 +318,9 @@ def described() -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize(
-    "contract", [CLEANED_COUNTS, QUARANTINED_COUNTS, COUNTERS], ids=lambda contract: contract.name
+    "contract",
+    [CLEANED_COUNTS, QUARANTINED_COUNTS, COUNTERS, EXPORT_DIFFERENCES],
+    ids=lambda contract: contract.name,
 )
 def test_the_description_of_a_model_is_its_contract(contract: TableContract) -> None:
     path = REPOSITORY / "dbt_project" / "models" / "marts" / "_marts.yml"
@@ -314,14 +334,87 @@ def test_the_description_of_a_model_is_its_contract(contract: TableContract) -> 
         assert not ("not_null" in tests and column.nullable), column.name
 
 
-def test_every_column_of_the_accuracy_table_is_described(tables: Tables) -> None:
-    assert described()["forecast_accuracy"] == tables["accuracy"].columns
+@pytest.mark.parametrize("model", [*CLEANING_MODELS, *BUILT_WHOLE])
+def test_every_column_of_a_model_is_described_in_order(tables: Tables, model: str) -> None:
+    assert described()[model] == tables["columns"].filter(table_name=model)["column_name"].to_list()
 
 
-def test_every_model_is_described() -> None:
+def test_every_model_is_described_and_named_by_how_it_is_built() -> None:
     folder = Path(REPOSITORY / "dbt_project" / "models" / "marts")
 
     assert set(described()) == {path.stem for path in folder.glob("*.sql")}
+    assert set(described()) == {*CLEANING_MODELS, *BUILT_WHOLE}
+
+
+def test_days_that_look_back_are_as_many_as_the_flags_look_back() -> None:
+    project = yaml.safe_load((REPOSITORY / "dbt_project" / "dbt_project.yml").read_text(encoding="utf-8"))
+
+    assert project["vars"]["lookback_days"] == FLAG_LOOKBACK_DAYS
+
+
+def test_a_counter_has_a_span_for_each_of_its_names(tables: Tables) -> None:
+    spans = of(tables, "renamed", name="counter_history", order="valid_from")
+
+    names = spans.select("counter_name", "valid_from", "valid_to", "is_renamed").rows()
+    assert names == [("New", FIRST, FIRST, False), ("Old", DAYS[1], None, True)]
+    assert tables["counter_history"].filter(pl.col("valid_to").is_null())["counter_id"].is_unique().all()
+
+
+def test_gaps_and_runs_of_zeros_are_outages_from_end_to_end(tables: Tables) -> None:
+    zeros = of(tables, "dead", name="outages", order="first_hour").rows(named=True)
+    # From noon of the 25th to noon of the 27th, whose night the clock is put back; then nothing on the last two days.
+    assert [(row["kind"], row["hours"], row["is_open"]) for row in zeros] == [
+        ("zeros", 48, False),
+        ("gap", 48, True),
+    ]
+    assert zeros[0]["first_hour"] == hours_of_day(DAYS[1])[12]
+    gaps = of(tables, "merged", name="outages", order="first_hour").rows(named=True)
+    assert [(row["kind"], row["hours"], row["is_open"]) for row in gaps] == [
+        ("gap", 46, False),
+        ("gap", 48, True),
+    ]
+    assert of(tables, "plain", name="outages", order="first_hour").is_empty()
+
+
+def test_a_day_is_complete_when_each_of_its_hours_was_counted(tables: Tables) -> None:
+    days = of(tables, "plain", name="daily_traffic", order="service_date")
+    assert days["hours_counted"].to_list() == [24, 24, 24, 25, 24, 24]
+    assert days["is_complete"].all()
+    assert (
+        days["daily_count"].to_list()
+        == of(tables, "plain")
+        .group_by("service_date", maintain_order=True)
+        .agg(pl.col("hourly_count").sum())["hourly_count"]
+        .to_list()
+    )
+    (autumn,) = of(tables, "dead", AUTUMN, "daily_traffic", order="service_date").rows(named=True)
+    assert (autumn["outage_hours"], autumn["missing_hours"], autumn["is_complete"]) == (12, 0, False)
+    (network,) = tables["network_totals"].filter(service_date=LAST).rows(named=True)
+    assert (network["counters"], network["complete_counters"]) == (1, 1)
+    assert network["mean_daily_count"] == network["total_count"] == days["daily_count"].last()
+
+
+def test_a_month_counts_the_hours_of_the_life_of_a_counter(tables: Tables) -> None:
+    (plain,) = of(tables, "plain", name="counter_months", order="month").rows(named=True)
+    assert (plain["month"], plain["days"], plain["coverage"]) == (date(2024, 10, 1), len(DAYS), 1.0)
+    (dead,) = of(tables, "dead", name="counter_months", order="month").rows(named=True)
+    assert (dead["hours_counted"], dead["missing_hours"], dead["outage_hours"]) == (97, 48, 36)
+    assert dead["coverage"] == pytest.approx((97 - 36) / 145)
+
+
+def test_a_counter_has_a_status_and_stands_at_a_site(tables: Tables) -> None:
+    status = dict(tables["counters"].select("counter_id", "status").iter_rows())
+    assert (status["plain"], status["dead"], status["quiet"]) == ("new", "silent", "silent")
+    assert tables["counters"]["counters_at_site"].unique().to_list() == [tables["counters"].height]
+
+
+def test_the_history_of_a_model_has_its_forecasts_and_what_came_true(tables: Tables) -> None:
+    (row,) = tables["model_history"].rows(named=True)
+    assert (row["model_version"], row["forecasts"], row["hours_with_truth"]) == ("4", 2, 1)
+    assert (row["first_issue_date"], row["last_issue_date"], row["issue_dates"]) == (FIRST, FIRST, 1)
+    assert row["rmse"] == 2.0
+    assert row["skill"] == pytest.approx(1 - 2 / 5)
+    assert row["r2"] is None  # one hour has no variance
 
 
 def test_a_build_is_limited_to_its_partitions_both_ends_included() -> None:

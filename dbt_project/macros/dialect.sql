@@ -8,6 +8,10 @@
 {% macro default__days_before(day, days) -%} {{ day }} - {{ days }} {%- endmacro %}
 {% macro bigquery__days_before(day, days) -%} date_sub({{ day }}, interval {{ days }} day) {%- endmacro %}
 
+{% macro hours_later(instant, hours) -%}{{ return(adapter.dispatch("hours_later")(instant, hours)) }}{%- endmacro %}
+{% macro default__hours_later(instant, hours) -%} {{ instant }} + interval '{{ hours }} hours' {%- endmacro %}
+{% macro bigquery__hours_later(instant, hours) -%} timestamp_add({{ instant }}, interval {{ hours }} hour) {%- endmacro %}
+
 {% macro type_int32() -%}{{ return(adapter.dispatch("type_int32")()) }}{%- endmacro %}
 {% macro default__type_int32() -%} integer {%- endmacro %}
 {% macro bigquery__type_int32() -%} int64 {%- endmacro %}

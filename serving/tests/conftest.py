@@ -170,6 +170,12 @@ def _counters() -> pl.DataFrame:
             last_seen=pl.lit(datetime(2024, 3, 30, 22, tzinfo=UTC)),
             hours=pl.lit(100),
             mean_hourly_count=pl.lit(20.0),
+            site_key=pl.lit("s"),
+            counters_at_site=pl.lit(2),
+            last_counted=pl.lit(None),
+            status=pl.lit("active"),
+            coverage=pl.lit(1.0),
+            replaced_by=pl.lit(None),
         )
     )
 
