@@ -42,6 +42,7 @@ from bike_assets.core.backtest import (
 from bike_assets.core.contracts import CLEANED_COUNTS
 from bike_assets.core.errors import PermanentError
 from bike_assets.home import remember_source, source_environment
+from bike_assets.peak_memory import PeakMemory
 from bike_assets.resources.warehouse import DuckDBWarehouse
 from bike_assets.settings import Settings
 from bike_assets.sources.base import busy_span
@@ -193,14 +194,15 @@ def run_backtest(
         PermanentError: the home has no counts of the period, or too little history before it.
     """
     started = time.monotonic()
-    progress("reading counts", 0.0)
-    counts = read_counts(settings, config.last)
-    origins = plan_origins(config, busy_span(counts)[0])
-    store = Store(settings.home / "backtests" / backtest_id(counts, config))
-    reused = _forecast(store, counts, origins, config, progress)
-    del counts
-    progress("measuring", 1.0)
-    tables = {family: evaluate(store.scan(origins, family)) for family in config.all_families}
+    with PeakMemory() as memory:
+        progress("reading counts", 0.0)
+        counts = read_counts(settings, config.last)
+        origins = plan_origins(config, busy_span(counts)[0])
+        store = Store(settings.home / "backtests" / backtest_id(counts, config))
+        reused = _forecast(store, counts, origins, config, progress)
+        del counts
+        progress("measuring", 1.0)
+        tables = {family: evaluate(store.scan(origins, family)) for family in config.all_families}
     metrics = pl.concat(
         table.select(pl.lit(family).alias("family"), pl.all()) for family, table in tables.items()
     )
@@ -216,6 +218,7 @@ def run_backtest(
         "report": str(store.folder / REPORT_FILE),
         "origins_reused": reused,
         "seconds": round(time.monotonic() - started, 1),
+        "peak_memory_mb": memory.megabytes,
     }
     _write_text(store.folder / REPORT_FILE, report_html(result, metrics))
     if mlflow:

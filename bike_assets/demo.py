@@ -4,18 +4,15 @@ Trains on what precedes the test days, then forecasts each of those days as it w
 morning, and measures against what was counted. Everything goes through Dagster, so the UI shows it afterwards.
 """
 
-import contextlib
 import math
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import date, timedelta
-from typing import Any, Self
+from typing import Any
 
 import dagster as dg
 import polars as pl
-import psutil
 
 from bike_assets.assets.dbt_models import ACCURACY_MODELS, CLEANING_MODELS, DESCRIBING_MODELS
 from bike_assets.assets.monitoring import REPORT_HTML, report_folder, reported_drift
@@ -23,6 +20,7 @@ from bike_assets.core.contracts import CLEANED_COUNTS, PREDICTIONS, RAW_COUNTS
 from bike_assets.core.errors import PermanentError
 from bike_assets.core.features import FEATURE_LOOKBACK_DAYS
 from bike_assets.core.metrics import accuracy_by_horizon
+from bike_assets.peak_memory import PeakMemory
 from bike_assets.resources.registry import ModelRegistry
 from bike_assets.resources.source import CountsSourceResource, forget_sources
 from bike_assets.resources.warehouse import DuckDBWarehouse
@@ -239,35 +237,6 @@ def _measure(settings: Settings, windows: Windows) -> dict[str, Any]:
             "report": str(report_folder(settings, newest_issue) / REPORT_HTML),
         },
     }
-
-
-class PeakMemory:
-    """The most memory this process and its children (dbt) held together, sampled while the context is open."""
-
-    INTERVAL_SECONDS = 0.1
-
-    def __init__(self) -> None:
-        self.megabytes = 0
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="peak-memory", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        me = psutil.Process()
-        while not self._done.wait(self.INTERVAL_SECONDS):
-            total = 0
-            for process in (me, *me.children(recursive=True)):
-                # A child may end between being listed and being asked.
-                with contextlib.suppress(psutil.Error):
-                    total += process.memory_info().rss
-            self.megabytes = max(self.megabytes, total // 2**20)
 
 
 def _finite(scores: dict[str, float]) -> dict[str, float | None]:
