@@ -1,9 +1,11 @@
-"""Commands about models and their forecasts: `bike-assets backtest`.
+"""Commands about models and their forecasts: `backtest` and `explain`.
 
-Belongs here: options, and how results are printed. Does not belong here: the work (`bike_assets.backtest`).
+Belongs here: options, and how results are printed. Does not belong here: the work, which is in the module of the
+command's name.
 """
 
 import contextlib
+import math
 import shlex
 import sys
 from collections.abc import Iterator
@@ -28,9 +30,12 @@ from bike_assets.console import (
     quiet,
     read_settings,
     report,
+    require_platform,
     session,
     tell,
 )
+
+SHOWN_PARTS = 12
 
 
 class RetrainOption(StrEnum):
@@ -43,6 +48,7 @@ class RetrainOption(StrEnum):
 def add_to(app: typer.Typer) -> None:
     """Add the commands of this module."""
     app.command()(backtest)
+    app.command()(explain)
 
 
 def backtest(
@@ -125,6 +131,33 @@ def backtest(
     report(result, as_json, _print_backtest)
 
 
+def explain(
+    counter: Annotated[str, typer.Option(help="Id of a counter, or a part of its name.")],
+    hour: Annotated[
+        datetime,
+        typer.Option(formats=["%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M%z"], help="Start of the hour, local time."),
+    ],
+    issue_date: Annotated[
+        datetime | None,
+        typer.Option(formats=["%Y-%m-%d"], help="When it is forecast; by default as late as counts allow."),
+    ] = None,
+    home: Home = DEFAULT_HOME,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Why the champion forecasts what it does: the parts of one forecast, in bicycles that sum to it.
+
+    bike-assets explain --counter 900000001-950000001 --hour 2024-12-20T08:00
+    """
+    settings = read_settings(home)
+    require_platform(settings)
+    with quiet(settings, debug):
+        from bike_assets.explain import explain_hour
+
+        result = explain_hour(settings, counter, hour, issue_date.date() if issue_date else None)
+    report(result, as_json, _print_explanation)
+
+
 @contextlib.contextmanager
 def _bar() -> Iterator[Any]:
     """A progress bar on a terminal; elsewhere a line for every step."""
@@ -173,6 +206,34 @@ def _print_backtest(result: dict[str, Any]) -> None:
         if family not in BASELINES:
             _print_verdict(console, family, found["verdict"])
     console.print(f"report: {result['report']}", soft_wrap=True)
+
+
+def _print_explanation(result: dict[str, Any]) -> None:
+    console = Console()
+    counted = "not counted yet" if result["counted"] is None else f"counted {result['counted']}"
+    console.print(
+        f"{result['counter_name'] or result['counter_id']}, {result['hour']}, issued {result['issue_date']} by "
+        f"{result['model']}: {result['forecast']:.1f} bicycles (80 %: {result['lower_80']:.0f} to "
+        f"{result['upper_80']:.0f}; {counted})",
+        highlight=False,
+    )
+    table = Table(box=None)
+    for name in ("part", "value", "factor", "bicycles"):
+        table.add_column(name, justify="left" if name == "part" else "right")
+    parts = result["parts"]
+    for part in parts[:SHOWN_PARTS]:
+        table.add_row(
+            part["part"],
+            "" if part["value"] is None else f"{part['value']:.2f}",
+            f"× {part['factor']:.3f}",
+            f"{part['bicycles']:+.1f}",
+        )
+    if rest := parts[SHOWN_PARTS:]:
+        factor = math.prod(part["factor"] for part in rest)
+        bicycles = sum(part["bicycles"] for part in rest)
+        table.add_row(f"{len(rest)} others", "", f"× {factor:.3f}", f"{bicycles:+.1f}")
+    table.add_row("forecast", "", "", f"{result['forecast']:.1f}")
+    console.print(table)
 
 
 def _print_verdict(console: Console, family: str, found: dict[str, Any]) -> None:
