@@ -52,7 +52,7 @@ def main() -> None:
     for family, found in result["families"].items():
         for rows in ("horizon", "horizon_trusted"):
             print(
-                f"\n{family}, {'every counted hour' if rows == 'horizon' else 'without outages and spikes'}"
+                f"\n{family}, {'every counted hour' if rows == 'horizon' else 'without outages, spikes and stuck counts'}"
             )
             print(f"{'day':>5} {'n':>9}", *(f"{name[:11]:>11}" for name, _ in MEASURES))
             for day, row in found[rows].items():

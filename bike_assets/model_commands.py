@@ -183,7 +183,9 @@ def _print_backtest(result: dict[str, Any]) -> None:
 
     console = Console()
     table = Table(
-        title="Every counted hour; trusted: without outages and spikes", title_justify="left", box=None
+        title="Every counted hour; trusted: without outages, spikes and stuck counts",
+        title_justify="left",
+        box=None,
     )
     names = ("family", "day", "R²", "RMSE", "WAPE", "GEH<5", "mean4", "naive", "80 %", "90 %")
     for name in names:

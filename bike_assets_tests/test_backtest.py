@@ -43,7 +43,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 
 def _fill(settings: Settings, counts: pl.DataFrame) -> None:
     cleaned = counts.with_columns(
-        is_outage=False, is_spike=False, revisions=1, published_until=pl.col("ts_utc")
+        published_count=pl.col("hourly_count"),
+        is_outage=False,
+        is_spike=False,
+        is_stuck=False,
+        revisions=1,
+        published_until=pl.col("ts_utc"),
     )
     DuckDBWarehouse(path=str(settings.warehouse_path)).replace(
         CLEANED_COUNTS, cleaned, FIRST, LAST + timedelta(days=1)

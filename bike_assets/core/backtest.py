@@ -35,7 +35,10 @@ ROWS_PER_COUNTER: Final = 6_000
 """Rows of training a counter at most: more of the same weeks teach a small city nothing, and cost as much."""
 
 ROW_SETS: Final = ("all", "trusted")
-"""`all`: every counted hour. `trusted`: without those flagged as outage or spike."""
+"""`all`: every counted hour. `trusted`: without those of `FLAGS`."""
+
+FLAGS: Final = ("is_outage", "is_spike", "is_stuck")
+"""Columns of cleaned counts that say an hour was not counted rightly."""
 
 GROUPINGS: Final[dict[str, tuple[str, ...]]] = {
     "overall": (),
@@ -74,7 +77,7 @@ _COUNT_COLUMNS: Final = (
     "local_hour",
     "hourly_count",
 )
-COUNT_COLUMNS: Final = (*_COUNT_COLUMNS, "is_outage", "is_spike")
+COUNT_COLUMNS: Final = (*_COUNT_COLUMNS, *FLAGS)
 """Columns of cleaned counts that a backtest reads."""
 
 
@@ -244,16 +247,16 @@ def issue(
 
     Returns:
         service_date, counter_id, target_ts, horizon, forecast, the ends of the intervals, mean4, seasonal_naive,
-        hourly_count (truth), is_outage, is_spike, mase_scale and mean_count (null where training had not seen the
+        hourly_count (truth), is_trusted, mase_scale and mean_count (null where training had not seen the
         counter). Numbers are 32-bit floats.
     """
-    flags = counts.select("counter_id", "is_outage", "is_spike", target_ts="ts_utc")
+    trust = counts.select("counter_id", target_ts="ts_utc", is_trusted=~pl.any_horizontal(FLAGS))
     parts = []
     for days in _parts(origin.issue_dates):
         predictions = forecaster.predict(build_features(counts, days))
         scored = (
             join_truth(predictions, counts)
-            .join(flags, on=["counter_id", "target_ts"], how="left", maintain_order="left")
+            .join(trust, on=["counter_id", "target_ts"], how="left", maintain_order="left")
             .join(data.counters, on="counter_id", how="left", maintain_order="left")
         )
         parts.append(scored.with_columns(pl.selectors.float().cast(pl.Float32)))
@@ -320,7 +323,7 @@ def evaluate(scored: pl.LazyFrame | pl.DataFrame) -> pl.DataFrame:
     del frame
     tables = []
     for rows in ROW_SETS:
-        chosen = grouped if rows == "all" else grouped.filter(~pl.col("is_outage") & ~pl.col("is_spike"))
+        chosen = grouped if rows == "all" else grouped.filter("is_trusted")
         for grouping, keys in GROUPINGS.items():
             names = [pl.col(key).cast(pl.String) for key in keys]
             group, subgroup = [*names, pl.lit("all")][0], names[1] if len(names) > 1 else pl.lit("")
