@@ -51,9 +51,8 @@ def main() -> None:
     result = json.loads(done.stdout)
     for family, found in result["families"].items():
         for rows in ("horizon", "horizon_trusted"):
-            print(
-                f"\n{family}, {'every counted hour' if rows == 'horizon' else 'without outages, spikes and stuck counts'}"
-            )
+            kind = "every counted hour" if rows == "horizon" else "without outages, spikes and stuck counts"
+            print(f"\n{family}, {kind}")
             print(f"{'day':>5} {'n':>9}", *(f"{name[:11]:>11}" for name, _ in MEASURES))
             for day, row in found[rows].items():
                 cells = ("–" if row[name] is None else format(row[name], form) for name, form in MEASURES)

@@ -28,6 +28,7 @@ import polars as pl
 
 import bike_assets.core
 from bike_assets.backtest_report import report_html
+from bike_assets.core.affluence import affluence_table, reliability
 from bike_assets.core.backtest import (
     COUNT_COLUMNS,
     BacktestConfig,
@@ -203,6 +204,7 @@ def run_backtest(
         del counts
         progress("measuring", 1.0)
         tables = {family: evaluate(store.scan(origins, family)) for family in config.all_families}
+        affluence = {family: _affluence(store.scan(origins, family)) for family in config.all_families}
     metrics = pl.concat(
         table.select(pl.lit(family).alias("family"), pl.all()) for family, table in tables.items()
     )
@@ -213,7 +215,9 @@ def run_backtest(
         "command": command,
         "config": {**asdict(config), "training": asdict(config.training)},
         "origins": [asdict(origin) for origin in origins],
-        "families": {family: _summary(table) for family, table in tables.items()},
+        "families": {
+            family: {**_summary(table), "affluence": affluence[family]} for family, table in tables.items()
+        },
         "folder": str(store.folder),
         "report": str(store.folder / REPORT_FILE),
         "origins_reused": reused,
@@ -241,6 +245,11 @@ def _log(settings: Settings, config: BacktestConfig, store: Store, result: dict[
             *((f"day_{day}", row) for day, row in found["horizon"].items()),
         ]
         for name, value in row.items()
+        if value is not None
+    } | {
+        f"{family}.affluence.{name}": value
+        for family, found in result["families"].items()
+        for name, value in found["affluence"]["all"].items()
         if value is not None
     }
     params = {**asdict(config), "families": ",".join(config.families), "backtest_id": store.id}
@@ -306,6 +315,16 @@ def _code_hash() -> str:
     for path in sorted(folder.glob("*.py")):
         code.update(path.name.encode() + path.read_bytes())
     return code.hexdigest()
+
+
+def _affluence(scored: pl.LazyFrame) -> dict[str, Any]:
+    """How good the classes high and low are, overall and by horizon, and whether their probabilities hold."""
+    by_horizon = affluence_table(scored, ["horizon"])
+    return {
+        "all": affluence_table(scored).row(0, named=True),
+        "horizon": {str(row.pop("horizon")): row for row in by_horizon.to_dicts()},
+        "reliability": reliability(scored).to_dicts(),
+    }
 
 
 def _summary(table: pl.DataFrame) -> dict[str, Any]:

@@ -116,6 +116,10 @@ def report_html(result: Mapping[str, Any], metrics: pl.DataFrame) -> str:
         "</div>",
         f"<h2>{html.escape(main)}: every counter</h2>",
         _group_table(metrics, main, "counter", "counter", [name for name, *_ in _MEASURES]),
+        "<h2>High or low against the counter's own mean</h2><div class=side>",
+        _affluence_table(result["families"]),
+        _reliability(main, result["families"][main]["affluence"]["reliability"]),
+        "</div>",
         "<h2>Measures</h2><table>",
         *(
             f"<tr><td>{label}</td><td style='text-align:left'>{meaning}</td></tr>"
@@ -315,6 +319,40 @@ def _coverage_by_counter(metrics: pl.DataFrame, family: str) -> str:
         axes.legend(frameon=False, fontsize=8, loc="upper left")
 
     return _image(title, draw, width=7.0)
+
+
+def _affluence_table(families: Mapping[str, Any]) -> str:
+    measures = (
+        ("n", ",", "hours"),
+        ("high_share", ".1%", "truly high"),
+        ("accuracy", ".1%", "accuracy"),
+        ("precision", ".1%", "precision"),
+        ("recall", ".1%", "recall"),
+        ("f1", ".3f", "F1"),
+        ("brier", ".4f", "Brier"),
+        ("brier_skill", ".1%", "Brier skill"),
+    )
+    body = [
+        [name, *("–" if row[key] is None else format(row[key], form) for key, form, _ in measures)]
+        for name, row in ((name, found["affluence"]["all"]) for name, found in families.items())
+    ]
+    return f"<div>{_table(['family', *(label for *_, label in measures)], body)}</div>"
+
+
+def _reliability(family: str, bins: Sequence[Mapping[str, Any]]) -> str:
+    """Said probability against how often it came true."""
+    title = f"Probability of a high hour: said and come true ({family})"
+
+    def draw(axes: Any) -> None:
+        axes.plot([0, 1], [0, 1], color="#333333", lw=1, ls="--", label="perfect")
+        said, true = [row["probability"] for row in bins], [row["high_share"] for row in bins]
+        axes.plot(said, true, marker="o", ms=4, lw=1.4, color=_COLOURS[0], label="forecast")
+        axes.set_title(title)
+        axes.set_xlabel("probability said")
+        axes.set_ylabel("share that came true")
+        axes.legend(frameon=False, fontsize=8)
+
+    return _image(title, draw, width=5.5)
 
 
 def _image(title: str, draw: Callable[[Any], None], width: float = 7.0, height: float = 3.4) -> str:

@@ -16,6 +16,7 @@ from typing import Final, Literal
 
 import polars as pl
 
+from bike_assets.core.affluence import with_affluence
 from bike_assets.core.calendar import LOCAL_TZ, calendar_table, days_between
 from bike_assets.core.errors import PermanentError
 from bike_assets.core.families import TrainConfig, family_of
@@ -247,13 +248,13 @@ def issue(
 
     Returns:
         service_date, counter_id, target_ts, horizon, forecast, the ends of the intervals, mean4, seasonal_naive,
-        hourly_count (truth), is_trusted, mase_scale and mean_count (null where training had not seen the
-        counter). Numbers are 32-bit floats.
+        hourly_count (truth), is_trusted, mase_scale, mean_count, threshold and high_probability (null
+        where training had not seen the counter). Numbers are 32-bit floats.
     """
     trust = counts.select("counter_id", target_ts="ts_utc", is_trusted=~pl.any_horizontal(FLAGS))
     parts = []
     for days in _parts(origin.issue_dates):
-        predictions = forecaster.predict(build_features(counts, days))
+        predictions = with_affluence(forecaster.predict(build_features(counts, days)), forecaster.affluence)
         scored = (
             join_truth(predictions, counts)
             .join(trust, on=["counter_id", "target_ts"], how="left", maintain_order="left")

@@ -6,7 +6,7 @@ here: which model is champion (`promotion`, the registry), how features and fore
 
 A bundle is a flat directory, written once and never changed, whose name is the hash of its manifest:
 
-    model.cbm, calibration.json   (or the files of another family) what `Forecaster.save` wrote
+    model.cbm, calibration.json, affluence.json   (or another family's files) what `Forecaster.save` wrote
     context.parquet               the recent cleaned counts that the features of a forecast need
     weather.parquet               the observed weather of those days and the forecasts of their mornings
     counters.parquet              names and positions of the counters

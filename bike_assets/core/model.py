@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from bike_assets.core.affluence import Affluence, learn_affluence
 from bike_assets.core.errors import PermanentError
 from bike_assets.core.families import CatBoostFamily, PointModel, TrainConfig, family_of
 from bike_assets.core.features import FEATURE_COLUMNS, drop_weather, sample_rows
@@ -29,10 +30,18 @@ from bike_assets.core.intervals import (
     interval,
 )
 
-__all__ = ["CALIBRATION_FILE", "HOLDOUT_SCHEMA", "Forecaster", "TrainConfig", "make_forecaster"]
+__all__ = [
+    "AFFLUENCE_FILE",
+    "CALIBRATION_FILE",
+    "HOLDOUT_SCHEMA",
+    "Forecaster",
+    "TrainConfig",
+    "make_forecaster",
+]
 
 CALIBRATION_FILE = "calibration.json"
-FORMAT_VERSION = 2
+AFFLUENCE_FILE = "affluence.json"
+FORMAT_VERSION = 3
 
 HOLDOUT_SCHEMA = pl.Schema(
     {
@@ -71,6 +80,8 @@ class Forecaster:
         self.holdout = HOLDOUT_SCHEMA.to_frame()
         """Forecasts of the calibration days by the model that was fitted without them, with truth: the honest
         measure of a training. Empty on a loaded forecaster, and where there was too little history."""
+        self.affluence = Affluence()
+        """What calls an hour of a counter high or low."""
         self._model: PointModel | None = None
 
     @property
@@ -112,6 +123,7 @@ class Forecaster:
         rows = rows.sort("service_date", "counter_id", "target_ts")
         self.calibration = self._calibrate(rows)
         self._model = family.train(drop_weather(rows, config.weather_dropout, config.seed), config)
+        self.affluence = learn_affluence(truth, self.holdout)
         return self
 
     def _calibrate(self, rows: pl.DataFrame) -> Calibration:
@@ -176,7 +188,7 @@ class Forecaster:
         return dict(sorted(found.items(), key=lambda item: -item[1]))
 
     def save(self, folder: Path) -> None:
-        """Write the model's files and `calibration.json` into a folder, which is made if needed."""
+        """Write the model's files, `calibration.json` and `affluence.json` into a folder, which is made if needed."""
         model = self.model
         folder.mkdir(parents=True, exist_ok=True)
         model.save(folder)
@@ -196,6 +208,10 @@ class Forecaster:
             )
             + "\n",
             encoding="utf-8",
+        )
+
+        (folder / AFFLUENCE_FILE).write_text(
+            json.dumps(asdict(self.affluence), indent=1, sort_keys=True) + "\n", encoding="utf-8"
         )
 
     @classmethod
@@ -220,11 +236,12 @@ class Forecaster:
                 },
             )
             model = family_of(config.family).load(folder)
+            affluence = Affluence(**json.loads((folder / AFFLUENCE_FILE).read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise PermanentError(f"model in {folder}: {reason}; train it again") from error
         self = cls(config)
-        self.calibration, self._model = calibration, model
+        self.calibration, self.affluence, self._model = calibration, affluence, model
         return self
 
 

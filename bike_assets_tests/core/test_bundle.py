@@ -36,6 +36,7 @@ COUNTER_IDS = ("100-E", "100-W", "200-N", "300-S")
 MODEL_FILES = (
     "model.cbm",
     "calibration.json",
+    "affluence.json",
     "context.parquet",
     "counters.parquet",
     "weather.parquet",

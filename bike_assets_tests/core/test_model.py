@@ -16,7 +16,7 @@ from bike_assets.core.families import MODEL_FILE, UNUSED_FEATURES
 from bike_assets.core.features import FEATURE_COLUMNS, build_features
 from bike_assets.core.intervals import calibrate, interval
 from bike_assets.core.metrics import accuracy_by_horizon, join_truth
-from bike_assets.core.model import CALIBRATION_FILE, Forecaster, TrainConfig
+from bike_assets.core.model import AFFLUENCE_FILE, CALIBRATION_FILE, Forecaster, TrainConfig
 from bike_assets_tests.core.synthetic import city
 
 FIRST, TRAINED_UNTIL, LAST = date(2023, 9, 1), date(2024, 1, 14), date(2024, 1, 28)
@@ -105,11 +105,17 @@ def test_files_bring_back_the_same_forecaster(
     model: Forecaster, training: pl.DataFrame, tmp_path: Path
 ) -> None:
     model.save(tmp_path / "m")
-    assert sorted(path.name for path in (tmp_path / "m").iterdir()) == [CALIBRATION_FILE, MODEL_FILE]
+    assert sorted(path.name for path in (tmp_path / "m").iterdir()) == [
+        AFFLUENCE_FILE,
+        CALIBRATION_FILE,
+        MODEL_FILE,
+    ]
     loaded = Forecaster.load(tmp_path / "m")
     rows = training.tail(2000)
     assert_frame_equal(loaded.predict(rows), model.predict(rows), check_exact=True)
     assert loaded.config == model.config
+    assert loaded.affluence == model.affluence
+    assert set(loaded.affluence.thresholds) == set(training["counter_id"])
     assert loaded.holdout.is_empty()
 
 
