@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from datetime import date
+from datetime import date, timedelta
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -37,10 +37,12 @@ from bike_assets.core.backtest import (
     fit,
     issue,
     plan_origins,
+    told_weather,
     training_data,
     verdict,
 )
-from bike_assets.core.contracts import CLEANED_COUNTS
+from bike_assets.core.bundle import WEATHER_CONTEXT_COLUMNS
+from bike_assets.core.contracts import CLEANED_COUNTS, RAW_WEATHER
 from bike_assets.core.errors import PermanentError
 from bike_assets.home import remember_source, source_environment
 from bike_assets.peak_memory import PeakMemory
@@ -127,15 +129,15 @@ def fill(
 ) -> None:
     """Fetch and clean all counts of the source, as `bike-assets ingest` does."""
     from bike_assets.resources.source import CountsSourceResource, forget_sources
-    from bike_assets.runner import materialize
+    from bike_assets.runner import ingest, materialize
 
     remember_source(settings)
     days = CountsSourceResource.from_settings(settings).open().span()
-    say(f"raw_counts, cleaned_counts: {days[0]} to {days[1]}")
-    outcome = materialize(definitions, instance, ["raw_counts", "cleaned_counts"], days=days)
-    for fault in outcome.faults:
-        say(fault)
-    materialize(definitions, instance, ["counters"])
+    ingest(settings, definitions, instance, days, say)
+    if settings.weather_source != "none":
+        say("raw_weather")
+        weather_days = (days[0], days[1] + timedelta(days=1))
+        materialize(definitions, instance, ["raw_weather"], days=weather_days)
     forget_sources()
     _write_text(settings.home / _FILLED_FILE, json.dumps(_source_state(settings)))
 
@@ -162,6 +164,12 @@ def read_counts(settings: Settings, last: date | None = None) -> pl.DataFrame:
             f"{settings.home} holds no counts{f' up to {last}' if last else ''}; run: bike-assets ingest"
         )
     return counts.rechunk()
+
+
+def read_weather(settings: Settings) -> pl.DataFrame:
+    """The home's weather, as features take it; none where there is none."""
+    warehouse = DuckDBWarehouse(path=str(settings.warehouse_path))
+    return warehouse.read(RAW_WEATHER, columns=WEATHER_CONTEXT_COLUMNS).rechunk()
 
 
 def newest_day(settings: Settings) -> date:
@@ -199,9 +207,12 @@ def run_backtest(
         progress("reading counts", 0.0)
         counts = read_counts(settings, config.last)
         origins = plan_origins(config, busy_span(counts)[0])
-        store = Store(settings.home / "backtests" / backtest_id(counts, config))
-        reused = _forecast(store, counts, origins, config, progress)
-        del counts
+        weather = told_weather(read_weather(settings), origins, config.weather)
+        if weather is None:
+            config = replace(config, weather="none")
+        store = Store(settings.home / "backtests" / backtest_id(counts, config, weather))
+        reused = _forecast(store, counts, weather, origins, config, progress)
+        del counts, weather
         progress("measuring", 1.0)
         tables = {family: evaluate(store.scan(origins, family)) for family in config.all_families}
         affluence = {family: _affluence(store.scan(origins, family)) for family in config.all_families}
@@ -265,6 +276,7 @@ def _log(settings: Settings, config: BacktestConfig, store: Store, result: dict[
 def _forecast(
     store: Store,
     counts: pl.DataFrame,
+    weather: pl.DataFrame | None,
     origins: Sequence[Origin],
     config: BacktestConfig,
     progress: Progress,
@@ -282,7 +294,7 @@ def _forecast(
                 progress(f"{text} (kept)", done / total)
                 continue
             progress(text, done / total)
-            data = data or training_data(counts, origin, config.training)
+            data = data or training_data(counts, origin, config.training, weather)
             forecaster = fit(family, data, config.training)
             done += _FIT_SHARE
             progress(text, done / total)
@@ -291,14 +303,19 @@ def _forecast(
             def issued(days: int, start: float = start, text: str = text) -> None:
                 progress(text, (start + days) / total)
 
-            store.write(origin, family, issue(forecaster, counts, origin, data, issued))
+            store.write(origin, family, issue(forecaster, counts, origin, data, weather, issued))
             done += len(origin.issue_dates)
     return reused
 
 
-def backtest_id(counts: pl.DataFrame, config: BacktestConfig) -> str:
+def backtest_id(counts: pl.DataFrame, config: BacktestConfig, weather: pl.DataFrame | None = None) -> str:
     """What the forecasts depend on, in 16 hexadecimal digits."""
-    settled = {**asdict(replace(config, families=())), "counts": _sha256(counts), "code": _code_hash()}
+    settled = {
+        **asdict(replace(config, families=())),
+        "counts": _sha256(counts),
+        "weather": None if weather is None else _sha256(weather),
+        "code": _code_hash(),
+    }
     return hashlib.sha256(json.dumps(settled, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

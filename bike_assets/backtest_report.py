@@ -70,7 +70,7 @@ def report_html(result: Mapping[str, Any], metrics: pl.DataFrame) -> str:
         f"<h1>{title}</h1>",
         f"<p class=quiet>{len(trainings)} training{'s' if len(trainings) > 1 else ''}, on counts up to "
         f"{', '.join(trainings[:3])}{' …' if len(trainings) > 3 else ''}; forecasts issued every day at 07:00 "
-        "from counts of the days before; every counted hour is scored. "
+        f"from counts of the days before; weather: {config['weather']}; every counted hour is scored. "
         "Trusted hours are those not flagged as outage, spike or stuck.</p>",
         f"<p class=quiet>Again: <code>{html.escape(result['command'])}</code> · id {result['id']}</p>",
         "<h2>Families side by side</h2>",

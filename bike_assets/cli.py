@@ -102,26 +102,15 @@ def ingest(
 ) -> None:
     """Fetch and clean counts; all days that the source has, or those from --from to --to."""
     settings = read_settings(home, source, [*(data or []), *(more or [])])
-    from bike_assets.assets.dbt_models import CLEANING_MODELS, DESCRIBING_MODELS
-    from bike_assets.assets.ingestion import newer_days
+    from bike_assets import runner
     from bike_assets.home import remember_source
     from bike_assets.resources.source import CountsSourceResource
-    from bike_assets.resources.warehouse import DuckDBWarehouse
-    from bike_assets.runner import materialize
 
     remember_source(settings)
     with session(settings, debug) as (definitions, instance), progress() as say:
         span = CountsSourceResource.from_settings(settings).open().span()
         days = (_day(first) or span[0], _day(last) or span[1])
-        counted = ["raw_counts", *CLEANING_MODELS, "counter_health"]
-        say(f"{', '.join(counted)}: {days[0]} to {days[1]}")
-        outcome = materialize(definitions, instance, counted, days=days)
-        for fault in outcome.faults:
-            say(fault)
-        # Counts of earlier days than the home held until now: flags of the days after them look back on these.
-        if after := newer_days(DuckDBWarehouse(path=str(settings.warehouse_path)), days[1]):
-            materialize(definitions, instance, counted[1:], days=after, outcome=outcome)
-        materialize(definitions, instance, [*DESCRIBING_MODELS], outcome=outcome)
+        outcome = runner.ingest(settings, definitions, instance, days, say)
     report(_outcome(outcome, days), as_json, print_mapping)
 
 

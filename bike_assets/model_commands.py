@@ -45,6 +45,14 @@ class RetrainOption(StrEnum):
     monthly = "monthly"
 
 
+class WeatherOption(StrEnum):
+    """What models are told of the weather."""
+
+    none = "none"
+    known = "known"
+    observed = "observed"
+
+
 def add_to(app: typer.Typer) -> None:
     """Add the commands of this module."""
     app.command()(backtest)
@@ -85,6 +93,13 @@ def backtest(
             help="Families of models, with commas between; by default BIKE_MODEL_FAMILY. Baselines run too."
         ),
     ] = None,
+    weather: Annotated[
+        WeatherOption,
+        typer.Option(
+            help="none; known: each issue date's own forecast, as the home holds it; observed: as if every forecast "
+            "had been perfect."
+        ),
+    ] = WeatherOption.known,
     source: SourceOption = None,
     data: DataOption = None,
     home: Home = DEFAULT_HOME,
@@ -118,6 +133,7 @@ def backtest(
             families=tuple(
                 name.strip() for name in (families or settings.model_family).split(",") if name.strip()
             ),
+            weather=weather.value,
             training=training_config(settings),
         )
         with _bar() as show:

@@ -4,7 +4,7 @@ Belongs here: starting a run over partitions and turning its outcome into number
 here: what is run, and in which order.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
@@ -12,9 +12,13 @@ from typing import Any
 import dagster as dg
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
+from bike_assets.assets.dbt_models import CLEANING_MODELS, DESCRIBING_MODELS
+from bike_assets.assets.ingestion import newer_days
 from bike_assets.assets.metadata import fault_lines
 from bike_assets.core.errors import BikeError, PermanentError
 from bike_assets.recovery import COMMAND_TAG
+from bike_assets.resources.warehouse import DuckDBWarehouse
+from bike_assets.settings import Settings
 
 
 @dataclass
@@ -83,6 +87,36 @@ def materialize(
     if not result.success:
         raise PermanentError(f"the run of {', '.join(assets)} failed; see run {result.run_id} in the UI")
     return outcome
+
+
+def ingest(
+    settings: Settings,
+    definitions: dg.Definitions,
+    instance: dg.DagsterInstance,
+    days: tuple[date, date],
+    say: Callable[[str], None],
+) -> Outcome:
+    """Fetch and clean the counts of a range of days, and describe the counters.
+
+    Args:
+        settings: the home.
+        definitions: what `build_defs` made of them.
+        instance: where the runs are recorded.
+        days: first and last local day.
+        say: is told what comes next, and what is wrong with the input.
+
+    Raises:
+        PermanentError: a step failed.
+    """
+    counted = ["raw_counts", *CLEANING_MODELS, "counter_health"]
+    say(f"{', '.join(counted)}: {days[0]} to {days[1]}")
+    outcome = materialize(definitions, instance, counted, days=days)
+    for fault in outcome.faults:
+        say(fault)
+    # Counts of earlier days than the home held until now: flags of the days after them look back on these.
+    if after := newer_days(DuckDBWarehouse(path=str(settings.warehouse_path)), days[1]):
+        materialize(definitions, instance, counted[1:], days=after, outcome=outcome)
+    return materialize(definitions, instance, [*DESCRIBING_MODELS], outcome=outcome)
 
 
 def _record(result: dg.ExecuteInProcessResult, outcome: Outcome) -> None:

@@ -23,8 +23,13 @@ from bike_assets.core.families import TrainConfig, family_of
 from bike_assets.core.features import FEATURE_LOOKBACK_DAYS, build_features, sample_rows
 from bike_assets.core.metrics import accuracy_table, join_truth, mase_scale
 from bike_assets.core.model import Forecaster, make_forecaster
+from bike_assets.core.weather import observed_as_forecast
 
 Retrain = Literal["none", "monthly"]
+
+WeatherMode = Literal["none", "known", "observed"]
+"""What models are told of the weather: nothing; what each issue date's own forecast said; what was observed
+afterwards, as if every forecast had been perfect."""
 
 BASELINES: Final = ("mean_of_four_weeks", "seasonal_naive")
 """Families that every backtest runs beside those asked for."""
@@ -115,6 +120,7 @@ class BacktestConfig:
         retrain: `none` trains once; `monthly` also on the first of every month, on counts up to the day before.
         window_days: issue dates before each training that are trained on; None takes all (an expanding window).
         families: families of models, by name; the baselines run too.
+        weather: what models are told of the weather.
         training: how each is trained.
 
     Raises:
@@ -127,6 +133,7 @@ class BacktestConfig:
     retrain: Retrain = "none"
     window_days: int | None = None
     families: tuple[str, ...] = ("catboost",)
+    weather: WeatherMode = "known"
     training: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
@@ -193,13 +200,34 @@ class TrainingData:
     counters: pl.DataFrame
 
 
-def training_data(counts: pl.DataFrame, origin: Origin, config: TrainConfig) -> TrainingData:
+def told_weather(
+    weather: pl.DataFrame | None, origins: Sequence[Origin], mode: WeatherMode
+) -> pl.DataFrame | None:
+    """The weather that features of these origins are built from.
+
+    Args:
+        weather: rows of `RAW_WEATHER`; None where there are none.
+        origins: whose issue dates, of training and of the forecasts.
+        mode: what of it models are told.
+    """
+    if weather is None or weather.is_empty() or mode == "none":
+        return None
+    if mode == "known":
+        return weather
+    days = days_between(min(o.train_from for o in origins), max(o.last for o in origins))
+    return observed_as_forecast(weather, days)
+
+
+def training_data(
+    counts: pl.DataFrame, origin: Origin, config: TrainConfig, weather: pl.DataFrame | None = None
+) -> TrainingData:
     """What training on the evening of `origin.train_until` would find.
 
     Args:
         counts: cleaned counts, `COUNT_COLUMNS`; what is later than the origin is left out here.
         origin: the training.
         config: `max_rows` and `seed` choose the sample.
+        weather: what `told_weather` returns.
     """
     known = counts.filter(pl.col("service_date") <= origin.train_until)
     days = days_between(origin.train_from, origin.train_until)
@@ -207,7 +235,9 @@ def training_data(counts: pl.DataFrame, origin: Origin, config: TrainConfig) -> 
     per_day = 7 * 24 * known["counter_id"].n_unique()
     # A little more than needed: not every counter has rows on every day, and `fit` thins to the exact size.
     share = min(1.0, 1.2 * rows / max(per_day * len(days), 1))
-    sampled = [sample_rows(build_features(known, part), share, config.seed) for part in _parts(days)]
+    sampled = [
+        sample_rows(build_features(known, part, weather=weather), share, config.seed) for part in _parts(days)
+    ]
     # An impossible count is no truth to learn from.
     truth = known.filter(~pl.col("is_spike"))
     means = truth.group_by("counter_id").agg(mean_count=pl.col("hourly_count").mean()).sort("counter_id")
@@ -235,6 +265,7 @@ def issue(
     counts: pl.DataFrame,
     origin: Origin,
     data: TrainingData,
+    weather: pl.DataFrame | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> pl.DataFrame:
     """The forecasts of an origin's issue dates beside what was counted, for every hour that was counted.
@@ -244,6 +275,7 @@ def issue(
         counts: cleaned counts, `COUNT_COLUMNS`, up to the last day to be scored.
         origin: whose issue dates.
         data: the origin's training data.
+        weather: what `told_weather` returns.
         progress: is told how many issue dates are done, a few at a time.
 
     Returns:
@@ -254,7 +286,9 @@ def issue(
     trust = counts.select("counter_id", target_ts="ts_utc", is_trusted=~pl.any_horizontal(FLAGS))
     parts = []
     for days in _parts(origin.issue_dates):
-        predictions = with_affluence(forecaster.predict(build_features(counts, days)), forecaster.affluence)
+        predictions = with_affluence(
+            forecaster.predict(build_features(counts, days, weather=weather)), forecaster.affluence
+        )
         scored = (
             join_truth(predictions, counts)
             .join(trust, on=["counter_id", "target_ts"], how="left", maintain_order="left")

@@ -14,6 +14,7 @@ from bike_assets.core.backtest import (
     fit,
     issue,
     plan_origins,
+    told_weather,
     training_data,
     verdict,
 )
@@ -183,3 +184,20 @@ def test_the_verdict_names_what_the_seasonal_naive_wins(scored: pl.DataFrame) ->
 def test_no_truth_is_an_error(scored: pl.DataFrame) -> None:
     with pytest.raises(PermanentError, match="no hour of the period was counted"):
         evaluate(scored.head(0))
+
+
+def test_what_models_are_told_of_the_weather(counts: pl.DataFrame) -> None:
+    (origin,) = plan_origins(CONFIG, counts["service_date"].min())  # type: ignore[arg-type]
+    hours = counts.select("service_date", "ts_utc").unique().sort("ts_utc")
+    weather = hours.with_columns(
+        kind=pl.lit("observed"), temperature_c=pl.lit(20.0), rain_mm=pl.lit(0.0), wind_kmh=pl.lit(5.0)
+    )
+    assert told_weather(weather, [origin], "none") is None
+    assert told_weather(weather.head(0), [origin], "known") is None
+    assert told_weather(None, [origin], "observed") is None
+    known, perfect = (told_weather(weather, [origin], mode) for mode in ("known", "observed"))
+    told = [
+        training_data(counts, origin, CONFIG.training, frame).features["temperature"].drop_nulls()
+        for frame in (None, known, perfect)
+    ]
+    assert [values.len() > 0 for values in told] == [False, False, True]  # nobody kept a forecast
