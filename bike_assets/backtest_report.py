@@ -12,6 +12,7 @@ import polars as pl
 
 from bike_assets.assets.plots import new_figure, png
 from bike_assets.core.backtest import BASELINES, GROUPINGS
+from bike_assets.core.model_card import worst_counters
 
 _COLOURS: Final = ("#1f77b4", "#d95f02", "#2ca02c", "#9467bd", "#8c564b")
 _GREYS: Final = dict(zip(BASELINES, ("#777777", "#bbbbbb"), strict=True))
@@ -210,13 +211,7 @@ def _verdict(family: str, found: Mapping[str, Any]) -> str:
 
 def _worst_counters(metrics: pl.DataFrame, family: str) -> str:
     """The counters that carry most of the squared error."""
-    found = (
-        _rows(metrics, family, "counter")
-        .with_columns(squared=pl.col("n") * pl.col("rmse") ** 2)
-        .with_columns(share=pl.col("squared") / pl.col("squared").sum())
-        .sort("share", "group", descending=[True, False])
-        .head(_WORST)
-    )
+    found = worst_counters(metrics.filter(family=family).drop("family"), _WORST)
     measures = (
         "n",
         "truth_mean",
@@ -228,7 +223,8 @@ def _worst_counters(metrics: pl.DataFrame, family: str) -> str:
         "coverage_90",
     )
     body = [
-        [row["group"], f"{row['share']:.1%}", *_cells(row, measures)] for row in found.iter_rows(named=True)
+        [row["counter_id"], f"{row['share']:.1%}", *_cells(row, measures)]
+        for row in found.iter_rows(named=True)
     ]
     head = ["counter", "of all squared error", *_labels(measures)]
     return f"<h3>The {len(body)} counters with most of the squared error</h3>{_table(head, body)}"

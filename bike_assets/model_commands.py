@@ -1,4 +1,4 @@
-"""Commands about models and their forecasts: `backtest` and `explain`.
+"""Commands about models and their forecasts: `backtest`, `explain` and `model-card`.
 
 Belongs here: options, and how results are printed. Does not belong here: the work, which is in the module of the
 command's name.
@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -57,6 +58,7 @@ def add_to(app: typer.Typer) -> None:
     """Add the commands of this module."""
     app.command()(backtest)
     app.command()(explain)
+    app.command("model-card")(card)
 
 
 def backtest(
@@ -172,6 +174,27 @@ def explain(
 
         result = explain_hour(settings, counter, hour, issue_date.date() if issue_date else None)
     report(result, as_json, _print_explanation)
+
+
+def card(
+    output: Annotated[
+        Path | None, typer.Option("--output", help="File to write; by default the card is printed.")
+    ] = None,
+    home: Home = DEFAULT_HOME,
+    debug: Debug = False,
+) -> None:
+    """The champion's model card: use, data, accuracy by group on days it was not trained on, limits."""
+    settings = read_settings(home)
+    require_platform(settings)
+    with quiet(settings, debug):
+        from bike_assets.model_card import champion_card
+
+        text = champion_card(settings)
+    if output is None:
+        print(text)  # noqa: T201
+    else:
+        output.write_text(text, encoding="utf-8")
+        tell(f"wrote {output}")
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from bike_assets.core.errors import PermanentError
 from bike_assets.core.features import FEATURE_COLUMNS, LOOKBACK_DAYS, build_features, sample_rows
 from bike_assets.core.metrics import accuracy_by_horizon
 from bike_assets.core.model import Forecaster, TrainConfig
+from bike_assets.core.model_card import CardFacts, holdout_table, model_card, worst_counters
 from bike_assets.core.promotion import (
     PromotionDecision,
     PromotionPolicy,
@@ -183,6 +184,18 @@ def build_trained_model(settings: Settings) -> dg.AssetsDefinition:
             example=rows.head(100),
         )
         importance = forecaster.feature_importance()
+        failures: dict[str, dg.MetadataValue] = {}
+        if forecaster.holdout.height:
+            table = holdout_table(forecaster.holdout, forecaster.affluence)
+            card = model_card(card_facts(version, forecaster), table)
+            registry.describe(
+                version, card, {"model_card.md": card, "held_out_accuracy.csv": table.write_csv()}
+            )
+            failures = {
+                "worst_counters": sample_table(worst_counters(table)),
+                "error_by_hour": dg.MetadataValue.md(plots.error_by_hour(table)),
+                "model_card": dg.MetadataValue.md(card),
+            }
         return dg.MaterializeResult(
             metadata={
                 "model": f"{version.name} version {version.version}",
@@ -196,10 +209,26 @@ def build_trained_model(settings: Settings) -> dg.AssetsDefinition:
                 "feature_importance": dg.MetadataValue.md(
                     plots.feature_importance(list(importance.items())[:20])
                 ),
+                **failures,
             }
         )
 
     return trained_model
+
+
+def card_facts(version: ModelVersion, forecaster: Forecaster) -> CardFacts:
+    """What a registered version says of itself."""
+    return CardFacts(
+        name=version.name,
+        version=version.version,
+        family=forecaster.config.family,
+        trained_from=version.tags["trained_from"],
+        trained_until=version.trained_until,
+        held_out_days=forecaster.config.calibration_days,
+        data_hash=version.tags["data_hash"],
+        git_commit=version.tags["git_commit"],
+        counters=len(forecaster.affluence.thresholds),
+    )
 
 
 def training_config(settings: Settings) -> TrainConfig:

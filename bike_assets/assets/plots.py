@@ -94,6 +94,27 @@ def error_by_horizon(metrics: Mapping[int, Any]) -> str:
     return _markdown(figure, "RMSE by horizon")
 
 
+def error_by_hour(table: pl.DataFrame) -> str:
+    """WAPE and bias by hour of the local day, as shares of the counts.
+
+    Args:
+        table: what `core.backtest.evaluate` returns, of one model.
+    """
+    hours = table.filter(rows="all", grouping="hour")
+    figure, axes = new_figure()
+    names = hours["group"].to_list()
+    axes.bar(names, _numbers(hours["wape"]), color=_BASELINE, label="absolute error (WAPE)")
+    axes.plot(
+        names, _numbers(hours["bias_share"]), color=_ALARM, marker="o", ms=3, label="forecast − counted"
+    )
+    axes.axhline(0, color=_TRUTH, lw=1)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.set_title("Error by hour of the day, share of what was counted")
+    axes.set_xlabel("local hour")
+    axes.legend(frameon=False)
+    return _markdown(figure, "Error by hour of the day")
+
+
 def drifted_columns(summary: DriftSummary) -> str:
     """Drift score of the tested columns, largest first, with the threshold."""
     bars = sorted(summary.scores.items(), key=lambda item: -item[1])[:MAX_BARS]

@@ -135,6 +135,19 @@ class ModelRegistry(dg.ConfigurableResource):  # type: ignore[type-arg]
         client.set_registered_model_alias(self.model_name, CHALLENGER, version.version)
         return _version(client.get_model_version(self.model_name, version.version))
 
+    def describe(self, version: ModelVersion, text: str, files: Mapping[str, str]) -> None:
+        """Write a version's description, and files beside its model.
+
+        Args:
+            version: the registered version.
+            text: Markdown, as the registry shows it.
+            files: name → content of artifacts of its run.
+        """
+        client = self.client()
+        client.update_model_version(version.name, version.version, description=text)
+        for name, content in files.items():
+            client.log_text(version.run_id, content, name)
+
     def load_forecaster(self, version: ModelVersion) -> Forecaster:
         """The fitted model of a version, from the artifacts of its run."""
         import mlflow
