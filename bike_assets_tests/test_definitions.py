@@ -35,7 +35,7 @@ PARENTS = {
     "quarantined_counts": ["raw_counts"],
     "counters": ["cleaned_counts", "raw_counts"],
     "features": ["cleaned_counts", "raw_weather"],
-    "trained_model": ["features"],
+    "trained_model": ["counter_health", "features"],
     "champion": ["trained_model"],
     "predictions": ["champion", "features"],
     "counter_history": ["raw_counts"],
@@ -46,7 +46,7 @@ PARENTS = {
     "outages": ["cleaned_counts", "counters"],
     "forecast_accuracy": ["cleaned_counts", "predictions"],
     "model_history": ["forecast_accuracy", "predictions"],
-    "drift_report": ["cleaned_counts", "predictions"],
+    "drift_report": ["cleaned_counts", "counter_health", "predictions"],
     "retraining_decision": ["drift_report", "forecast_accuracy"],
 }
 """The graph as the design draws it."""

@@ -13,9 +13,16 @@ from bike_assets.assets.metadata import sample_table, table_metadata
 from bike_assets.assets.provenance import git_commit
 from bike_assets.core.backtest import ROWS_PER_COUNTER
 from bike_assets.core.bundle import WEATHER_CONTEXT_COLUMNS
-from bike_assets.core.contracts import CLEANED_COUNTS, PREDICTIONS, RAW_WEATHER, features_contract
+from bike_assets.core.contracts import (
+    CLEANED_COUNTS,
+    COUNTER_HEALTH,
+    PREDICTIONS,
+    RAW_WEATHER,
+    features_contract,
+)
 from bike_assets.core.errors import PermanentError
 from bike_assets.core.features import FEATURE_COLUMNS, LOOKBACK_DAYS, build_features, sample_rows
+from bike_assets.core.health import NOT_LEARNED, without
 from bike_assets.core.metrics import accuracy_by_horizon
 from bike_assets.core.model import Forecaster, TrainConfig
 from bike_assets.core.model_card import CardFacts, holdout_table, model_card, worst_counters
@@ -116,7 +123,10 @@ def build_trained_model(settings: Settings) -> dg.AssetsDefinition:
     """The asset `trained_model`, with the settings' sizes."""
 
     @dg.asset(
-        deps=[dg.AssetDep("features", partition_mapping=dg.LastPartitionMapping())],
+        deps=[
+            dg.AssetDep("features", partition_mapping=dg.LastPartitionMapping()),
+            dg.AssetDep("counter_health", partition_mapping=dg.LastPartitionMapping()),
+        ],
         group_name=tags.FORECASTING,
         owners=[tags.ML_TEAM],
         kinds={"catboost", "mlflow"},
@@ -136,10 +146,7 @@ def build_trained_model(settings: Settings) -> dg.AssetsDefinition:
         rows = training_rows(
             warehouse, until, days=settings.training_days, rows=settings.training_rows, seed=settings.seed
         )
-        # An impossible count is no truth to learn from or to be judged by.
-        truth = warehouse.read(
-            CLEANED_COUNTS, last=until, columns=("counter_id", "ts_utc", "hourly_count", "is_spike")
-        ).filter(~pl.col("is_spike"))
+        truth = believable_truth(warehouse, until)
         snapshot = snapshots.take(
             warehouse,
             Taking(
@@ -239,6 +246,23 @@ def training_config(settings: Settings) -> TrainConfig:
         max_rows=settings.training_rows,
         seed=settings.seed,
     )
+
+
+def believable_truth(warehouse: DuckDBWarehouse, until: date) -> pl.DataFrame:
+    """Counts up to a day that a model may learn from and be judged by: `counter_id`, `ts_utc`, `hourly_count`.
+
+    Impossible counts are left out, and the days on which a counter was stuck or drifting.
+    """
+    counts = warehouse.read(
+        CLEANED_COUNTS,
+        last=until,
+        columns=("service_date", "counter_id", "ts_utc", "hourly_count", "is_spike"),
+    )
+    health = warehouse.read(
+        COUNTER_HEALTH, last=until, columns=("service_date", "counter_id", "state"), order=False
+    )
+    kept = without(counts.filter(~pl.col("is_spike")), health, NOT_LEARNED)
+    return kept.sort("counter_id", "ts_utc").select("counter_id", "ts_utc", "hourly_count")
 
 
 def build_champion(policy: PromotionPolicy) -> dg.AssetsDefinition:

@@ -13,8 +13,9 @@ from bike_assets import tags
 from bike_assets.assets import plots
 from bike_assets.assets.evidently_report import drift_report as evidently_report
 from bike_assets.assets.metadata import sample_table, table_metadata
-from bike_assets.core.contracts import CLEANED_COUNTS, RETRAINING_DECISIONS
+from bike_assets.core.contracts import CLEANED_COUNTS, COUNTER_HEALTH, RETRAINING_DECISIONS
 from bike_assets.core.drift import YEAR_DAYS, per_counter_drift, reference_days
+from bike_assets.core.health import UNHEALTHY, without
 from bike_assets.core.profile import PROFILE_COLUMNS, daily_profile
 from bike_assets.core.retraining import RetrainingDecision, RetrainingPolicy, decide_retraining
 from bike_assets.resources.registry import CHAMPION, ModelRegistry
@@ -33,7 +34,11 @@ def build_drift_report(settings: Settings, partitions: dg.PartitionsDefinition[s
     )
 
     @dg.asset(
-        deps=[dg.AssetDep("cleaned_counts", partition_mapping=looks_at), "predictions"],
+        deps=[
+            dg.AssetDep("cleaned_counts", partition_mapping=looks_at),
+            dg.AssetDep("counter_health", partition_mapping=looks_at),
+            "predictions",
+        ],
         partitions_def=partitions,
         group_name=tags.MONITORING,
         owners=[tags.ML_TEAM],
@@ -51,9 +56,11 @@ def build_drift_report(settings: Settings, partitions: dg.PartitionsDefinition[s
         issue_date = date.fromisoformat(context.partition_key)
         current, reference, kind = drift_windows(warehouse, issue_date, days)
         folder = report_folder(settings, issue_date)
+        health = warehouse.read(COUNTER_HEALTH, last=issue_date - timedelta(days=1), order=False)
+        # A broken counter is an incident of its own (counter_health) and no drift of the network.
         summary = evidently_report(
-            current=daily_profile(current),
-            reference=daily_profile(reference),
+            current=daily_profile(without(current, health, UNHEALTHY)),
+            reference=daily_profile(without(reference, health, UNHEALTHY)),
             columns=PROFILE_COLUMNS,
             html_path=folder / REPORT_HTML,
             json_path=folder / REPORT_JSON,
@@ -70,6 +77,14 @@ def build_drift_report(settings: Settings, partitions: dg.PartitionsDefinition[s
                 "drifted_columns": dg.MetadataValue.md(plots.drifted_columns(summary)),
                 "reference": f"{kind}: {reference['service_date'].min()!s} to {reference['service_date'].max()!s}",
                 "dagster/row_count": summary.n_current,
+                "unhealthy_counter_days": current.select("counter_id", "service_date")
+                .unique()
+                .join(
+                    health.filter(pl.col("state").is_in(UNHEALTHY)),
+                    on=["counter_id", "service_date"],
+                    how="semi",
+                )
+                .height,
                 "counters": sample_table(counters),
                 "drifted_counters": int(counters.get_column("drifted").fill_null(False).sum()),
             }

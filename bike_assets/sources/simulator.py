@@ -211,6 +211,46 @@ class SimulatorSource:
             )
         return SourceBatch(counts.select(COUNTS_SCHEMA.names()), empty)
 
+    def faults(self, first: date, last: date) -> pl.DataFrame:
+        """What the simulator broke, as truth for whatever looks for it; a scenario is not in it.
+
+        Returns:
+            A row an hour of [first, last] and of the span: `service_date`, `counter_id`, `ts_utc`, `fault`: `zero`
+            and `silent` (an outage), `spike`, or `removed` (after its last day, for good).
+        """
+        first, last = max(first, self.first_day), min(last, self.last_day)
+        rows = pl.concat(self._month_faults(year, month) for year, month in _months(first, last))
+        rows = local_columns(rows.with_columns(pl.from_epoch("ts_utc", "s").cast(UTC_TIMESTAMP)))
+        return (
+            rows.filter(pl.col("service_date").is_between(first, last))
+            .join(self._names.select("index", "counter_id", "since", "until"), on="index")
+            .filter(pl.col("service_date") >= pl.col("since"))
+            .with_columns(
+                fault=pl.when(pl.col("service_date") >= pl.col("until"))
+                .then(pl.lit("removed"))
+                .otherwise("fault")
+            )
+            .drop_nulls("fault")
+            .select("service_date", "counter_id", "ts_utc", "fault")
+            .sort("counter_id", "ts_utc")
+        )
+
+    def _month_faults(self, year: int, month: int) -> pl.DataFrame:
+        shared = _shared(self.seed, year, month)
+        parts = []
+        for site in self._sites:
+            events = _events(self.seed, site, shared)
+            fault = np.full(len(shared.ts), None, dtype=object)
+            fault[events.zero], fault[events.lost] = "zero", "silent"
+            fault[list(events.spikes)] = "spike"
+            parts.append(
+                pl.DataFrame(
+                    {"ts_utc": shared.ts, "fault": fault.tolist()},
+                    schema={"ts_utc": pl.Int64, "fault": pl.String},
+                ).with_columns(index=pl.lit(site.index, dtype=pl.Int64))
+            )
+        return pl.concat(parts)
+
     @cached_property
     def _sites(self) -> tuple[_Site, ...]:
         newcomer = (_NEWCOMER,) if self.scenario is Scenario.NEW_COUNTER else ()
@@ -388,9 +428,10 @@ def _undisturbed(seed: int, site: _Site, shared: _Month) -> _Ints:
 
 @dataclass(frozen=True)
 class _Events:
-    """What breaks at one counter in one month; masks by hour, `silent` means no row at all."""
+    """What breaks at one counter in one month; masks by hour. `silent`: no row at all; `lost`: the outages of it."""
 
     silent: _Bools
+    lost: _Bools
     zero: _Bools
     spikes: dict[int, int]
     corrected: _Bools
@@ -417,6 +458,7 @@ def _events(seed: int, site: _Site, shared: _Month) -> _Events:
             mask = silent if missing else zero
             mask[max(offset, 0) : max(offset + length, 0)] = True
     draw = rng(seed, _EVENTS, 1, site.index, year, month)
+    lost = silent.copy()
     silent |= draw.random(size) < 0.001
     spikes = {}
     if draw.random() < 0.06:
@@ -424,7 +466,7 @@ def _events(seed: int, site: _Site, shared: _Month) -> _Events:
     if site.index % _ROLES == _ROLE_CORRECTED and draw.random() < 0.6:
         begin = int(draw.integers(size - 72))
         corrected[begin : begin + int(draw.integers(12, 72))] = True
-    return _Events(silent, zero, spikes, corrected)
+    return _Events(silent, lost, zero, spikes, corrected)
 
 
 def _merged_hours(shared: _Month) -> list[int]:

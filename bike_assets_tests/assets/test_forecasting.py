@@ -16,6 +16,7 @@ from polars.testing import assert_frame_equal
 from bike_assets.assets.forecasting import (
     CHUNK_DAYS,
     FEATURES,
+    believable_truth,
     build_champion,
     build_features_asset,
     build_predictions,
@@ -24,7 +25,7 @@ from bike_assets.assets.forecasting import (
     newest_day,
     training_rows,
 )
-from bike_assets.core.contracts import CLEANED_COUNTS, PREDICTIONS
+from bike_assets.core.contracts import CLEANED_COUNTS, COUNTER_HEALTH, PREDICTIONS
 from bike_assets.core.errors import PermanentError
 from bike_assets.core.model import Forecaster
 from bike_assets.core.promotion import PromotionPolicy
@@ -99,6 +100,37 @@ def test_the_training_sample_is_bounded_and_of_the_days_asked_for(filled: DuckDB
     assert days.max() == TRAINED_UNTIL - timedelta(days=2)
     assert days.min() == TRAINED_UNTIL - timedelta(days=11)
     assert sample.select(KEYS).is_duplicated().sum() == 0
+
+
+def test_no_model_learns_from_a_stuck_or_drifting_counter_or_an_impossible_count(
+    warehouse: DuckDBWarehouse,
+) -> None:
+    city = small_city()
+    days, counters = (city[name].unique().sort().to_list() for name in ("service_date", "counter_id"))
+    spike = (pl.col("service_date") == days[3]) & (pl.col("local_hour") == 8)
+    warehouse.replace(CLEANED_COUNTS, city.with_columns(is_spike=spike), days[0], days[-1])
+    health = COUNTER_HEALTH.conform(
+        pl.DataFrame(
+            {
+                "service_date": days[:4],
+                "counter_id": [counters[0]] * 4,
+                "state": ["stuck", "drifting", "dead", "alive"],
+                "reason": ["said"] * 4,
+            }
+        ).with_columns(
+            known_hours=24, silent_days=0, daily_count=1.0, expected_count=1.0, change=1.0, deviation=0.0,
+            stuck_hours=1,
+        )
+    )  # fmt: skip
+    warehouse.replace(COUNTER_HEALTH, health, days[0], days[-1])
+
+    truth = believable_truth(warehouse, days[9])
+
+    assert truth.columns == ["counter_id", "ts_utc", "hourly_count"]
+    known = city.filter(pl.col("service_date") <= days[9])
+    left_out = known.join(truth, on=["counter_id", "ts_utc"], how="anti")
+    faulty = known.filter(pl.col("counter_id") == counters[0], pl.col("service_date").is_in(days[:2]))
+    assert left_out.height == faulty.height + 2 == known.height - truth.height
 
 
 def test_the_training_sample_is_everything_where_there_is_little(filled: DuckDBWarehouse) -> None:

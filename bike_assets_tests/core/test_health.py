@@ -8,15 +8,19 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
+from bike_assets.core.calendar import days_between
 from bike_assets.core.contracts import COUNTER_HEALTH, COUNTER_INCIDENTS
 from bike_assets.core.errors import PermanentError
 from bike_assets.core.health import (
     HEALTH_COLUMNS,
     LOOKBACK_DAYS,
+    NOT_LEARNED,
+    UNHEALTHY,
     HealthPolicy,
     State,
     counter_health,
     incidents,
+    without,
 )
 from bike_assets_tests.core.synthetic import city
 
@@ -156,6 +160,18 @@ def test_no_counts_no_rows_and_a_missing_column_is_named(counts: pl.DataFrame) -
 def test_a_policy_that_makes_no_sense_is_refused(change: dict[str, float]) -> None:
     with pytest.raises(PermanentError, match="counter health"):
         HealthPolicy(**change)  # type: ignore[arg-type]
+
+
+def test_counts_without_the_days_of_a_state_are_all_others(counts: pl.DataFrame) -> None:
+    health = counter_health(broken(counts, pl.lit(37)), FAULT, LAST)
+
+    kept = without(counts, health, NOT_LEARNED)
+
+    gone = counts.join(kept, on=["counter_id", "ts_utc"], how="anti")
+    assert set(gone["counter_id"]) == {"c03"}
+    assert gone["service_date"].unique().sort().to_list() == days_between(FAULT, LAST)
+    assert_frame_equal(without(counts, health, [State.DEAD]), counts)
+    assert_frame_equal(without(counts, health.head(0), UNHEALTHY), counts)
 
 
 def states(*runs: tuple[str, str, int]) -> pl.DataFrame:

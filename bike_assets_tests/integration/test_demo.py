@@ -10,7 +10,7 @@ import dagster as dg
 import polars as pl
 import pytest
 
-from bike_assets.assets.forecasting import TRAINING_TABLES
+from bike_assets.assets.forecasting import TRAINING_TABLES, believable_truth
 from bike_assets.core.bundle import load_bundle, load_public_key
 from bike_assets.core.contracts import CLEANED_COUNTS, PREDICTIONS, features_contract
 from bike_assets.core.features import FEATURE_COLUMNS, FEATURE_LOOKBACK_DAYS, build_features, sample_rows
@@ -261,7 +261,7 @@ def test_training_saw_nothing_after_its_end(
     rows = sample_rows(features, min(1.0, settings.training_rows / features.height), settings.seed)
     again = Forecaster().fit(
         rows.sort("service_date", "counter_id", "target_ts"),
-        known.filter(~pl.col("is_spike")).select("counter_id", "ts_utc", "hourly_count"),
+        believable_truth(warehouse, TRAIN_UNTIL),
         TrainConfig(iterations=settings.iterations, max_rows=settings.training_rows, seed=settings.seed),
     )
     later = warehouse.read(FEATURES, TRAIN_UNTIL + timedelta(days=1), NEWEST_ISSUE)
