@@ -10,6 +10,7 @@ import dagster as dg
 from dagster_dbt import DbtProject
 
 from bike_assets.assets.counter_health import build_counter_health
+from bike_assets.assets.filled_counts import build_filled_counts
 from bike_assets.assets.forecasting import (
     build_champion,
     build_features_asset,
@@ -56,6 +57,7 @@ def build_defs(settings: Settings, resource_overrides: Mapping[str, Any] | None 
             build_raw_weather(weather_days(settings)),
             *build_dbt_assets(project, counted),
             build_counter_health(counted),
+            build_filled_counts(counted),
             build_features_asset(issued),
             build_trained_model(settings),
             build_champion(PromotionPolicy()),

@@ -173,8 +173,7 @@ def _materialize_all(
         progress(text)
         materialize(definitions, instance, assets, outcome=outcome, **arguments)
 
-    counted = ["raw_counts", *CLEANING_MODELS, "counter_health"]
-    stage(f"{', '.join(counted)}: {span[0]} to {span[1]}", counted, days=span)
+    stage(f"raw_counts, {', '.join(CLEANED)}: {span[0]} to {span[1]}", ["raw_counts", *CLEANED], days=span)
     del source
     forget_sources()
     stage("counters and traffic", [*DESCRIBING_MODELS])

@@ -6,6 +6,9 @@ import dagster as dg
 
 from bike_assets.assets.dbt_models import ACCURACY_MODELS, CLEANING_MODELS, DESCRIBING_MODELS
 
+CLEANED: Final = (*CLEANING_MODELS, "counter_health", "filled_counts")
+"""What follows from the counts of some days, made for a range of them in one run."""
+
 INGEST: Final = dg.define_asset_job(
     "ingest",
     selection=dg.AssetSelection.assets("raw_counts"),
@@ -13,8 +16,8 @@ INGEST: Final = dg.define_asset_job(
 )
 CLEAN: Final = dg.define_asset_job(
     "clean",
-    selection=dg.AssetSelection.assets(*CLEANING_MODELS, "counter_health"),
-    description="Clean and judge the counts of some days",
+    selection=dg.AssetSelection.assets(*CLEANED),
+    description="Clean, judge and fill the counts of some days",
 )
 WEATHER: Final = dg.define_asset_job(
     "weather",

@@ -12,10 +12,11 @@ from typing import Any
 import dagster as dg
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
-from bike_assets.assets.dbt_models import CLEANING_MODELS, DESCRIBING_MODELS
+from bike_assets.assets.dbt_models import DESCRIBING_MODELS
 from bike_assets.assets.ingestion import newer_days
 from bike_assets.assets.metadata import fault_lines
 from bike_assets.core.errors import BikeError, PermanentError
+from bike_assets.jobs import CLEANED
 from bike_assets.recovery import COMMAND_TAG
 from bike_assets.resources.warehouse import DuckDBWarehouse
 from bike_assets.settings import Settings
@@ -108,14 +109,14 @@ def ingest(
     Raises:
         PermanentError: a step failed.
     """
-    counted = ["raw_counts", *CLEANING_MODELS, "counter_health"]
+    counted = ["raw_counts", *CLEANED]
     say(f"{', '.join(counted)}: {days[0]} to {days[1]}")
     outcome = materialize(definitions, instance, counted, days=days)
     for fault in outcome.faults:
         say(fault)
     # Counts of earlier days than the home held until now: flags of the days after them look back on these.
     if after := newer_days(DuckDBWarehouse(path=str(settings.warehouse_path)), days[1]):
-        materialize(definitions, instance, counted[1:], days=after, outcome=outcome)
+        materialize(definitions, instance, CLEANED, days=after, outcome=outcome)
     return materialize(definitions, instance, [*DESCRIBING_MODELS], outcome=outcome)
 
 

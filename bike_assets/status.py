@@ -14,6 +14,7 @@ _ASSETS = (
     "raw_counts",
     "cleaned_counts",
     "counter_health",
+    "filled_counts",
     "counters",
     "features",
     "trained_model",

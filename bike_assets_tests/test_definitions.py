@@ -21,6 +21,7 @@ DAILY = {
     "cleaned_counts",
     "quarantined_counts",
     "counter_health",
+    "filled_counts",
     "features",
     "predictions",
     "drift_report",
@@ -33,6 +34,7 @@ PARENTS = {
     "cleaned_counts": ["raw_counts"],
     "counter_health": ["cleaned_counts"],
     "quarantined_counts": ["raw_counts"],
+    "filled_counts": ["cleaned_counts"],
     "counters": ["cleaned_counts", "raw_counts"],
     "features": ["cleaned_counts", "raw_weather"],
     "trained_model": ["counter_health", "features"],
@@ -157,9 +159,17 @@ def test_long_histories_are_filled_in_one_run(definitions: dict[str, Any]) -> No
         "cleaned_counts",
         "quarantined_counts",
         "counter_health",
+        "filled_counts",
         "features",
         "predictions",
     }
+
+
+def test_what_knows_the_future_feeds_nothing(definitions: dict[str, Any]) -> None:
+    """Filled counts rest on the weeks after a gap: no asset may read them, or its score would be a fiction."""
+    readers = [name for name, asset in definitions["assets"].items() if "filled_counts" in asset["parents"]]
+
+    assert readers == []
 
 
 def test_one_process_at_a_time_opens_the_warehouse(definitions: dict[str, Any]) -> None:

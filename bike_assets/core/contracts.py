@@ -274,6 +274,27 @@ EXPORT_DIFFERENCES = TableContract(
     ),
 )
 
+FILLED_COUNTS = TableContract(
+    schema="bike_traffic_analytics",
+    name="filled_counts",
+    key=("service_date", "counter_id", "ts_utc"),
+    columns=(
+        Column("service_date", pl.Date, "Local day of the hour"),
+        Column("counter_id", pl.String, "Counter"),
+        Column("ts_utc", UTC_TIMESTAMP, "Start of the hour"),
+        Column("local_hour", pl.Int32, "Hour of the local wall clock", minimum=0, maximum=23),
+        Column("hourly_count", pl.Int64, "Bicycles in the hour, as published last", nullable=True, minimum=0),
+        Column(
+            "count_filled",
+            pl.Float64,
+            "The same, with gaps, outages and spikes estimated; knows the future: never for forecasts",
+            nullable=True,
+            minimum=0,
+        ),
+        Column("fill_method", pl.String, "published, neighbours, profile, or none"),
+    ),
+)
+
 COUNTER_HEALTH = TableContract(
     schema="bike_traffic_analytics",
     name="counter_health",
