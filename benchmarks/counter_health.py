@@ -39,7 +39,6 @@ def city(seed: int, counters: int) -> tuple[pl.DataFrame, pl.DataFrame]:
     rows = source.read(*source.span()).counts.sort("published_until")
     counts = rows.unique(["counter_id", "ts_utc"], keep="last").with_columns(
         local_hour=pl.col("ts_utc").dt.convert_time_zone("Europe/Paris").dt.hour().cast(pl.Int32),
-        is_merged_hour=pl.lit(False),
     )
     return counts, source.faults(FIRST, LAST).select(KEY).unique()
 

@@ -34,9 +34,9 @@ FILLING_COLUMNS: Final = (
     "ts_utc",
     "local_hour",
     "hourly_count",
-    "is_merged_hour",
     "is_outage",
     "is_spike",
+    "is_stuck",
 )
 """The columns of cleaned counts that are read."""
 
@@ -62,8 +62,8 @@ class FillMethod(StrEnum):
 def fill_gaps(counts: pl.DataFrame, first: date, last: date, tz: str = LOCAL_TZ) -> pl.DataFrame:
     """Every hour of every counter's days from first to last, counted or estimated.
 
-    Filled are hours without a row or a count, those flagged as outage or spike, and zeros that are surely an outage
-    (`quality.untrusted`).
+    Filled are hours without a row or a count, those flagged as outage, spike or stuck, and zeros that are surely
+    an outage (`quality.untrusted`).
 
     Args:
         counts: cleaned counts with `FILLING_COLUMNS`, best from `PAST_DAYS` before `first` to `FUTURE_DAYS` after
@@ -85,7 +85,9 @@ def fill_gaps(counts: pl.DataFrame, first: date, last: date, tz: str = LOCAL_TZ)
     names, cube, _ = count_cube(counts, days)
     if not names:
         return FILLED_COUNTS.empty()
-    flags = counts.filter(pl.col("is_outage") | pl.col("is_spike")).with_columns(hourly_count=pl.lit(1))
+    flags = counts.filter(pl.col("is_outage") | pl.col("is_spike") | pl.col("is_stuck")).with_columns(
+        hourly_count=pl.lit(1)
+    )
     flagged = ~np.isnan(count_cube(flags, days, names)[1]) if flags.height else np.zeros(cube.shape, bool)
     gap = np.isnan(cube) | flagged | (untrusted(cube) & (cube == 0))
     estimate, by_neighbours = _estimates(np.where(gap, np.nan, cube), gap, PAST_DAYS, len(days) - FUTURE_DAYS)
@@ -179,23 +181,15 @@ def _heard(known: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _rows(counts: pl.DataFrame, names: list[str], days: list[date], tz: str) -> pl.DataFrame:
-    """Every counter and real hour of the days, with what was published of it.
-
-    Where the portal merged the two hours that the clock shows twice, the row that it left out is no gap.
-    """
+    """Every counter and real hour of the days, with what was counted in it."""
     stamps = [(day, hour) for day in days for hour in hours_of_day(day, tz)]
     hours = pl.DataFrame(
         stamps, schema={"service_date": pl.Date, "ts_utc": UTC_TIMESTAMP}, orient="row"
     ).with_columns(local_hour=pl.col("ts_utc").dt.convert_time_zone(tz).dt.hour().cast(pl.Int32))
-    published = counts.select("counter_id", "ts_utc", "hourly_count", "is_merged_hour", there=pl.lit(True))
-    clock = ["counter_id", "service_date", "local_hour"]
     return (
         pl.DataFrame({"counter_id": names}, schema={"counter_id": pl.String})
         .join(hours, how="cross")
-        .join(published, on=["counter_id", "ts_utc"], how="left")
-        .with_columns(merged=pl.col("is_merged_hour").fill_null(False).any().over(clock))
-        .filter(~pl.col("merged") | pl.col("there").fill_null(False))
-        .select(*clock, "ts_utc", "hourly_count")
+        .join(counts.select("counter_id", "ts_utc", "hourly_count"), on=["counter_id", "ts_utc"], how="left")
     )
 
 

@@ -14,15 +14,14 @@ from bike_assets.core.imputation import FUTURE_DAYS, PAST_DAYS, WINDOW_DAYS, Fil
 from bike_assets_tests.core.synthetic import city
 
 AUTUMN, SPRING = date(2023, 10, 29), date(2024, 3, 31)
+FLAGS = {name: pl.lit(False) for name in ("is_outage", "is_spike", "is_stuck")}
 FIRST, LAST = AUTUMN - timedelta(days=5), AUTUMN + timedelta(days=14)
 
 
 @pytest.fixture(scope="module")
 def counts() -> pl.DataFrame:
     start, end = FIRST - timedelta(days=PAST_DAYS), LAST + timedelta(days=FUTURE_DAYS)
-    return city(start, end, counters=6, seed=5).with_columns(
-        is_outage=pl.lit(False), is_spike=pl.lit(False), hourly_count=pl.col("hourly_count").cast(pl.Int64)
-    )
+    return city(start, end, counters=6, seed=5).with_columns(**FLAGS)
 
 
 @pytest.fixture(scope="module")
@@ -69,41 +68,38 @@ def test_published_counts_stay_and_every_hour_of_the_day_is_there(
     within = known.filter(pl.col("service_date").is_between(FIRST, LAST))
     assert published.height == within.height
     assert (published["count_filled"] == published["hourly_count"]).all()
-    hours = filled.filter(pl.col("service_date") != AUTUMN).group_by("counter_id", "service_date").len()
-    assert set(hours["len"]) == {24}
-    assert hours.height == 6 * 19
+    hours = filled.group_by("counter_id", "service_date").len()
+    assert hours.height == 6 * 20
+    assert set(hours.filter(pl.col("service_date") != AUTUMN)["len"]) == {24}
+    assert set(hours.filter(pl.col("service_date") == AUTUMN)["len"]) == {25}
 
 
-@pytest.mark.parametrize(("merged", "hours"), [(True, 24), (False, 25)])
-def test_the_hour_that_the_portal_merged_is_no_gap(merged: bool, hours: int) -> None:
-    frame = city(AUTUMN - timedelta(days=30), AUTUMN, counters=4, merge_autumn=merged).with_columns(
-        is_outage=pl.lit(False), is_spike=pl.lit(False)
-    )
+def test_both_hours_that_autumn_shows_twice_are_counted_or_filled() -> None:
+    frame = city(AUTUMN - timedelta(days=30), AUTUMN, counters=4).with_columns(**FLAGS)
     day = fill_gaps(frame, AUTUMN, AUTUMN)
 
-    assert day.height == 4 * hours
+    assert day.height == 4 * 25
     assert set(day["fill_method"]) == {FillMethod.PUBLISHED}
     missing = frame.filter((pl.col("counter_id") != "c01") | (pl.col("service_date") < AUTUMN))
     filled = fill_gaps(missing, AUTUMN, AUTUMN).filter(counter_id="c01")
-    assert filled["ts_utc"].to_list() == hours_of_day(AUTUMN), "both hours are missing, both are filled"
+    assert filled["ts_utc"].to_list() == hours_of_day(AUTUMN)
     assert set(filled["fill_method"]) == {FillMethod.NEIGHBOURS}
 
 
 def test_the_hour_that_spring_skips_is_no_gap() -> None:
-    frame = city(SPRING - timedelta(days=30), SPRING, counters=4).with_columns(
-        is_outage=pl.lit(False), is_spike=pl.lit(False)
-    )
+    frame = city(SPRING - timedelta(days=30), SPRING, counters=4).with_columns(**FLAGS)
     day = fill_gaps(frame.filter(pl.col("service_date") < SPRING), SPRING, SPRING)
 
     assert day.height == 4 * 23
     assert FillMethod.PUBLISHED not in set(day["fill_method"])
 
 
-def test_outages_spikes_and_sure_zeros_are_estimated_too(counts: pl.DataFrame) -> None:
+def test_outages_spikes_stuck_hours_and_sure_zeros_are_estimated_too(counts: pl.DataFrame) -> None:
     day = pl.col("service_date") == LAST
-    at = {name: (pl.col("counter_id") == name) & day for name in ("c03", "c04", "c05")}
+    at = {name: (pl.col("counter_id") == name) & day for name in ("c02", "c03", "c04", "c05")}
     faulty = counts.with_columns(
         is_outage=at["c03"],
+        is_stuck=at["c02"] & (pl.col("local_hour") > 20),
         is_spike=at["c04"] & (pl.col("local_hour") == 8),
         hourly_count=pl.when(at["c05"] & pl.col("local_hour").is_between(8, 9))
         .then(0)
@@ -113,6 +109,7 @@ def test_outages_spikes_and_sure_zeros_are_estimated_too(counts: pl.DataFrame) -
     filled = fill_gaps(faulty, LAST, LAST).filter(pl.col("fill_method") != FillMethod.PUBLISHED)
 
     assert filled.group_by("counter_id").len().sort("counter_id").rows() == [
+        ("c02", 3),
         ("c03", 24),
         ("c04", 1),
         ("c05", 2),
