@@ -7,6 +7,7 @@ its run; started alone from the UI, it reads the newest weeks.
 
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 from typing import Final
 
 import dagster as dg
@@ -19,12 +20,15 @@ from dagster._core.storage.tags import (
 
 from bike_assets.assets.metadata import sample_table
 from bike_assets.checks.expectations import SuiteName, SuiteResult, run_suite
+from bike_assets.checks.figures import HISTORY_DAYS
 from bike_assets.checks.freshness import evaluate_freshness
+from bike_assets.checks.report import write_report
 from bike_assets.core.calendar import hours_of_day
 from bike_assets.core.contracts import (
     CLEANED_COUNTS,
     COUNTER_HEALTH,
     COUNTER_INCIDENTS,
+    FILLED_COUNTS,
     PREDICTIONS,
     RAW_COUNTS,
     TableContract,
@@ -38,9 +42,13 @@ from bike_assets.tags import WAREHOUSE_POOL
 WINDOW_DAYS: Final = 28
 """A check of a long range looks at its last four weeks: rules about shares and volumes need no more."""
 
+_HISTORY_COLUMNS: Final = ("service_date", "counter_id", "local_hour", "hourly_count")
+
 _TABLES: Final[dict[SuiteName, TableContract]] = {
     "raw_counts": RAW_COUNTS,
     "cleaned_counts": CLEANED_COUNTS,
+    "counter_health": COUNTER_HEALTH,
+    "filled_counts": FILLED_COUNTS,
     "features": features_contract(FEATURE_COLUMNS),
     "predictions": PREDICTIONS,
 }
@@ -49,14 +57,14 @@ _TABLES: Final[dict[SuiteName, TableContract]] = {
 def build_asset_checks(settings: Settings) -> list[dg.AssetChecksDefinition]:
     """Every check of the graph but dbt's tests, which dagster-dbt turns into checks itself."""
     return [
-        *(_expectations_check(name) for name in _TABLES),
+        *(_expectations_check(name, settings.reports_dir / "quality") for name in _TABLES),
         _freshness_check(settings.freshness_max_days),
         _incidents_check(),
         _model_quality_check(settings),
     ]
 
 
-def _expectations_check(table: SuiteName) -> dg.AssetChecksDefinition:
+def _expectations_check(table: SuiteName, reports: Path) -> dg.AssetChecksDefinition:
     @dg.asset_check(
         asset=table,
         name="expectations",
@@ -66,22 +74,36 @@ def _expectations_check(table: SuiteName) -> dg.AssetChecksDefinition:
     def expectations(
         context: dg.AssetCheckExecutionContext, warehouse: DuckDBWarehouse
     ) -> dg.AssetCheckResult:
-        return _never_failing(lambda: _suite_result(table, context, warehouse))
+        return _never_failing(lambda: _suite_result(table, context, warehouse, reports))
 
     return expectations
 
 
 def _suite_result(
-    table: SuiteName, context: dg.AssetCheckExecutionContext, warehouse: DuckDBWarehouse
+    table: SuiteName, context: dg.AssetCheckExecutionContext, warehouse: DuckDBWarehouse, reports: Path
 ) -> dg.AssetCheckResult:
     contract = _TABLES[table]
     first, last = checked_days(context, warehouse, contract)
-    result = run_suite(table, warehouse.read(contract, first, last, order=False))
-    return suite_check_result(result, first, last)
+    rows = warehouse.read(contract, first, last, order=False)
+    history = None
+    if first is not None and "hourly_count" in contract.column_names:
+        columns = [name for name in _HISTORY_COLUMNS if name in contract.column_names]
+        history = warehouse.read(
+            contract,
+            first - timedelta(days=HISTORY_DAYS),
+            first - timedelta(days=1),
+            columns=columns,
+            order=False,
+        )
+    result = run_suite(table, rows, history)
+    page = write_report(reports, result, first, last, contract.relation)
+    return suite_check_result(result, first, last, page)
 
 
-def suite_check_result(result: SuiteResult, first: date | None, last: date | None) -> dg.AssetCheckResult:
-    """A suite's result in Dagster's words, with the failing rows of the first broken rule."""
+def suite_check_result(
+    result: SuiteResult, first: date | None, last: date | None, page: Path
+) -> dg.AssetCheckResult:
+    """A suite's result in Dagster's words: broken rules, failing rows of the first of them, and the page with all."""
     broken = pl.DataFrame(
         [
             {"column": failure.column, "rule": failure.rule, "observed": failure.observed}
@@ -91,6 +113,7 @@ def suite_check_result(result: SuiteResult, first: date | None, last: date | Non
     metadata: dict[str, dg.MetadataValue] = {
         "days": dg.MetadataValue.text(f"{first} to {last}"),
         "rows": dg.MetadataValue.int(result.n_rows),
+        "report": dg.MetadataValue.path(page),
         "rules_evaluated": dg.MetadataValue.int(result.evaluated),
         "broken_rules": sample_table(broken, 20) if result.failures else dg.MetadataValue.text("none"),
     }

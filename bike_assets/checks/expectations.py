@@ -9,9 +9,11 @@ Great Expectations sees pandas batches only; a rule names the view of the table 
 - `rows`: every row (strings as integer codes, time as integers: uniqueness and nulls survive)
 - `columns`: one row a contract column: its type, the type it should have, its share of nulls, its values that
   are not finite
-- `days`: one row a `service_date`: its volume, shares and means
+- `days`: one row a `service_date`: its volume, shares and means, beside what was usual before
+- `counters`: one row a counter: how many of its hours are there
 
-The last two keep the rules few: each costs Great Expectations about 10 ms whatever the size of the table.
+The last three keep the rules few: each costs Great Expectations about 10 ms whatever the size of the table. They are
+made by `bike_assets.checks.figures`.
 """
 
 import warnings
@@ -23,20 +25,27 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import polars as pl
 from numpy.typing import NDArray
 
+from bike_assets.checks.figures import column_figures, counter_figures, day_figures
 from bike_assets.core.contracts import (
     CLEANED_COUNTS,
+    COUNTER_HEALTH,
+    FILLED_COUNTS,
     PREDICTIONS,
     RAW_COUNTS,
     TableContract,
     features_contract,
 )
 from bike_assets.core.errors import PermanentError
+from bike_assets.core.health import State
+from bike_assets.core.imputation import FillMethod
 
 if TYPE_CHECKING:
     import pandas as pd
 
-View = Literal["columns", "rows", "days"]
-SuiteName = Literal["raw_counts", "cleaned_counts", "features", "predictions"]
+View = Literal["columns", "rows", "days", "counters"]
+SuiteName = Literal[
+    "raw_counts", "cleaned_counts", "counter_health", "filled_counts", "features", "predictions"
+]
 
 VIEWS: tuple[View, ...] = get_args(View)
 MAX_FAILING_ROWS = 20
@@ -101,7 +110,7 @@ class FailedExpectation:
 class SuiteResult:
     """What a suite found in a table of `n_rows` rows.
 
-    `skipped` rules had no row or no column of the right type to read.
+    `skipped` rules had no row or no column of the right type to read; `unread` names them, `kept` those that hold.
     """
 
     suite: str
@@ -110,53 +119,36 @@ class SuiteResult:
     evaluated: int
     skipped: int
     failures: tuple[FailedExpectation, ...]
+    kept: tuple[Rule, ...] = ()
+    unread: tuple[Rule, ...] = ()
 
 
-def raw_counts_suite(usual_rows_per_day: float | None = None) -> Suite:
-    """Rules of raw counts.
-
-    Args:
-        usual_rows_per_day: rows an ordinary day brings. None where not known: each day is then held against
-            the table's own median day, which says nothing about a table of one day.
-    """
-    if usual_rows_per_day is None:
-        volume = _day_rule(
-            "volume_ratio",
-            0.5,
-            None,
-            "each day has at least half of the median day's rows",
-            reads="counter_id",
-        )
-    else:
-        text = f"each day has at least half of the usual {usual_rows_per_day:,.0f} rows"
-        volume = _day_rule("rows", usual_rows_per_day / 2, None, text, reads="counter_id")
+def raw_counts_suite() -> Suite:
+    """Rules of raw counts."""
     return Suite(
         "raw_counts",
         RAW_COUNTS,
         (
             *_contract_rules(RAW_COUNTS),
             _not_empty(),
-            volume,
             _day_rule(
-                "rows_per_counter",
-                12,
-                75,
-                "each day has 12 to 75 rows a counter: 24 hours, some overlap",
+                "volume_ratio", 0.5, None, "each day has at least half of the usual rows", reads="counter_id"
+            ),
+            _day_rule(
+                "completeness",
+                0.5,
+                3.1,
+                "each day has half of its hours to three times as many rows a counter: exports overlap",
                 reads="counter_id",
             ),
-            _day_rule(
-                "null_share", None, 0.10, "at most 10 % of a day's counts are null", reads="hourly_count"
-            ),
-            _day_rule(
-                "zero_share", None, 0.40, "at most 40 % of a day's counts are zero", reads="hourly_count"
-            ),
+            *_count_rules(),
             _plausible_counts(),
         ),
     )
 
 
 def cleaned_counts_suite() -> Suite:
-    """Rules of cleaned counts."""
+    """Rules of cleaned counts. What is usual in Paris: `test_expectations_real.py`."""
     return Suite(
         "cleaned_counts",
         CLEANED_COUNTS,
@@ -164,17 +156,77 @@ def cleaned_counts_suite() -> Suite:
             *_contract_rules(CLEANED_COUNTS),
             _not_empty(),
             _day_rule(
-                "rows_per_counter", 12, 25, "each day has 12 to 25 hours a counter", reads="counter_id"
+                "completeness", 0.5, 1, "each day has half to all of its hours a counter", reads="counter_id"
+            ),
+            *_count_rules(),
+            _day_rule(
+                "weekday_ratio",
+                0.3,
+                2.5,
+                "each day has 0.3 to 2.5 times the mean count of such weekdays before",
+                reads="hourly_count",
             ),
             _day_rule(
-                "null_share", None, 0.10, "at most 10 % of a day's counts are null", reads="hourly_count"
+                "hour_shift",
+                None,
+                0.2,
+                "at most 20 % of a day's bicycles come at other hours than on such weekdays before",
+                reads=("hourly_count", "local_hour"),
             ),
-            _day_rule("mean_count", 0.1, None, "each day's mean count is above 0", reads="hourly_count"),
             _day_rule(
                 "outage_share", None, 0.20, "at most 20 % of a day's hours are outages", reads="is_outage"
             ),
             _day_rule("spike_share", None, 0.02, "at most 2 % of a day's hours are spikes", reads="is_spike"),
+            _day_rule("stuck_share", None, 0.05, "at most 5 % of a day's hours are stuck", reads="is_stuck"),
             _plausible_counts(),
+        ),
+    )
+
+
+def counter_health_suite() -> Suite:
+    """Rules of counter health."""
+    return Suite(
+        "counter_health",
+        COUNTER_HEALTH,
+        (
+            *_contract_rules(COUNTER_HEALTH),
+            _not_empty(),
+            _day_rule(
+                "unknown_state_share", None, 0, f"each state is one of {', '.join(State)}", reads="state"
+            ),
+            _day_rule(
+                "unhealthy_share",
+                None,
+                0.25,
+                "at most 25 % of the counters are not alive on a day",
+                reads="state",
+            ),
+        ),
+    )
+
+
+def filled_counts_suite() -> Suite:
+    """Rules of filled counts."""
+    return Suite(
+        "filled_counts",
+        FILLED_COUNTS,
+        (
+            *_contract_rules(FILLED_COUNTS),
+            _not_empty(),
+            _day_rule(
+                "unknown_method_share",
+                None,
+                0,
+                f"each method is one of {', '.join(FillMethod)}",
+                reads="fill_method",
+            ),
+            _day_rule(
+                "estimated_share",
+                None,
+                0.25,
+                "at most 25 % of a day's hours are estimated",
+                reads="fill_method",
+            ),
         ),
     )
 
@@ -238,6 +290,8 @@ def suite_for(name: SuiteName) -> Suite:
     builders: dict[str, Callable[[], Suite]] = {
         "raw_counts": raw_counts_suite,
         "cleaned_counts": cleaned_counts_suite,
+        "counter_health": counter_health_suite,
+        "filled_counts": filled_counts_suite,
         "predictions": predictions_suite,
     }
     if name not in builders:
@@ -246,7 +300,9 @@ def suite_for(name: SuiteName) -> Suite:
     return builders[name]()
 
 
-def run_suite(suite: SuiteName | Suite, frame: pl.DataFrame) -> SuiteResult:
+def run_suite(
+    suite: SuiteName | Suite, frame: pl.DataFrame, history: pl.DataFrame | None = None
+) -> SuiteResult:
     """Hold a table against its rules.
 
     Rules on a column that is missing or of another type are skipped: the rule about types is broken then, and
@@ -255,6 +311,8 @@ def run_suite(suite: SuiteName | Suite, frame: pl.DataFrame) -> SuiteResult:
     Args:
         suite: the suite, or the name of a table for its default suite.
         frame: the table, or some of its partitions.
+        history: rows of the `figures.HISTORY_DAYS` before them, which say what is usual; without, rules that compare
+            with earlier days find what they need in the frame, or nothing.
 
     Raises:
         ExpectationError: a rule could not be evaluated. That is no violation and never counted as one.
@@ -264,14 +322,14 @@ def run_suite(suite: SuiteName | Suite, frame: pl.DataFrame) -> SuiteResult:
     usable = _usable_columns(suite.contract, frame)
     runnable = [rule for rule in suite.rules if usable.issuperset(rule.columns)]
     if "service_date" not in usable:
-        runnable = [rule for rule in runnable if rule.view != "days"]
+        runnable = [rule for rule in runnable if rule.view not in ("days", "counters")]
     if frame.is_empty():
         runnable = [rule for rule in runnable if not rule.columns]
     failures: dict[int, FailedExpectation] = {}
     for view in VIEWS:
         rules = {index: rule for index, rule in enumerate(runnable) if rule.view == view}
         if rules:
-            failures |= _validate(suite.name, rules, _view(view, frame, suite.contract, usable))
+            failures |= _validate(suite.name, rules, _view(view, frame, suite.contract, usable, history))
     return SuiteResult(
         suite=suite.name,
         passed=not failures,
@@ -279,6 +337,8 @@ def run_suite(suite: SuiteName | Suite, frame: pl.DataFrame) -> SuiteResult:
         evaluated=len(runnable),
         skipped=len(suite.rules) - len(runnable),
         failures=tuple(failures[index] for index in sorted(failures)),
+        kept=tuple(rule for index, rule in enumerate(runnable) if index not in failures),
+        unread=tuple(rule for rule in suite.rules if rule not in runnable),
     )
 
 
@@ -335,6 +395,22 @@ def _range_rule(name: str, low: float | None, high: float | None, text: str) -> 
     )
 
 
+def _count_rules() -> tuple[Rule, ...]:
+    """What counts of a city are like, before and after cleaning."""
+    return (
+        _day_rule("null_share", None, 0.10, "at most 10 % of a day's counts are null", reads="hourly_count"),
+        _day_rule("zero_share", None, 0.40, "at most 40 % of a day's counts are zero", reads="hourly_count"),
+        _day_rule("mean_count", 0.1, None, "each day's mean count is above 0", reads="hourly_count"),
+        Rule(
+            "ExpectColumnValuesToBeBetween",
+            "at least 80 % of the counters have at least 80 % of their hours",
+            ("counter_id", "ts_utc", "hourly_count"),
+            "counters",
+            {"column": "known_share", "min_value": 0.8, "mostly": 0.8},
+        ),
+    )
+
+
 def _plausible_counts() -> Rule:
     return _range_rule(
         "hourly_count",
@@ -358,51 +434,16 @@ def _all_horizons() -> Rule:
     )
 
 
-def _day_rule(figure: str, low: float | None, high: float | None, text: str, *, reads: str) -> Rule:
+def _day_rule(
+    figure: str, low: float | None, high: float | None, text: str, *, reads: str | tuple[str, ...]
+) -> Rule:
     return Rule(
         "ExpectColumnValuesToBeBetween",
         text,
-        (reads,),
+        (reads,) if isinstance(reads, str) else reads,
         "days",
         {"column": figure, "min_value": low, "max_value": high},
     )
-
-
-def _day_figures(frame: pl.DataFrame, usable: frozenset[str]) -> pl.DataFrame:
-    figures: dict[str, tuple[str, pl.Expr]] = {
-        "rows_per_counter": ("counter_id", pl.len() / pl.col("counter_id").n_unique()),
-        "null_share": ("hourly_count", pl.col("hourly_count").is_null().mean()),
-        "zero_share": ("hourly_count", (pl.col("hourly_count") == 0).mean()),
-        "mean_count": ("hourly_count", pl.col("hourly_count").mean()),
-        "outage_share": ("is_outage", pl.col("is_outage").mean()),
-        "spike_share": ("is_spike", pl.col("is_spike").mean()),
-        "horizons": ("horizon", pl.col("horizon").n_unique()),
-        "forecast_deviation": ("forecast", pl.col("forecast").std()),
-    }
-    present = {name: expression for name, (column, expression) in figures.items() if column in usable}
-    return (
-        frame.group_by("service_date")
-        .agg(rows=pl.len(), **present)
-        .with_columns(volume_ratio=pl.col("rows") / pl.col("rows").median())
-        .sort("service_date")
-    )
-
-
-def _column_figures(frame: pl.DataFrame, contract: TableContract) -> pl.DataFrame:
-    rows = []
-    for column in contract.columns:
-        values = frame.get_column(column.name) if column.name in frame.columns else None
-        not_finite = int((~values.is_finite()).sum()) if values is not None and values.dtype.is_float() else 0
-        rows.append(
-            {
-                "column": column.name,
-                "type": "missing" if values is None else str(values.dtype),
-                "expected": str(column.dtype),
-                "null_share": 0.0 if values is None else values.null_count() / max(frame.height, 1),
-                "not_finite": not_finite,
-            }
-        )
-    return pl.DataFrame(rows)
 
 
 def _usable_columns(contract: TableContract, frame: pl.DataFrame) -> frozenset[str]:
@@ -413,14 +454,22 @@ def _usable_columns(contract: TableContract, frame: pl.DataFrame) -> frozenset[s
     )
 
 
-def _view(view: View, frame: pl.DataFrame, contract: TableContract, usable: frozenset[str]) -> pl.DataFrame:
+def _view(
+    view: View,
+    frame: pl.DataFrame,
+    contract: TableContract,
+    usable: frozenset[str],
+    history: pl.DataFrame | None,
+) -> pl.DataFrame:
     match view:
         case "columns":
-            return _column_figures(frame, contract)
+            return column_figures(frame, contract)
         case "rows":
             return frame
         case "days":
-            return _day_figures(frame, usable)
+            return day_figures(frame, usable, history)
+        case "counters":
+            return counter_figures(frame, history)
 
 
 def _pandas(frame: pl.DataFrame, columns: Iterable[str]) -> "pd.DataFrame":

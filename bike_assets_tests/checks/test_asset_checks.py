@@ -43,7 +43,7 @@ def evaluate(
     """Run checks alone, as from the UI; their results by `asset:name`."""
     checks = [
         check
-        for check in build_asset_checks(Settings())
+        for check in build_asset_checks(Settings(home=Path(warehouse.path).parent))
         if {f"{key.asset_key.to_user_string()}:{key.name}" for key in check.check_keys} & set(wanted)
     ]
     definitions = dg.Definitions(asset_checks=checks, resources={"warehouse": warehouse})
@@ -109,6 +109,8 @@ def test_every_table_has_its_suite_and_all_warn_only() -> None:
     assert names == {
         "raw_counts:expectations",
         "cleaned_counts:expectations",
+        "counter_health:expectations",
+        "filled_counts:expectations",
         "features:expectations",
         "predictions:expectations",
         "raw_counts:freshness",
@@ -155,10 +157,10 @@ def test_an_exception_in_a_check_is_its_result(
 def test_a_suite_is_given_the_partitions_of_its_run(
     instance: dg.DagsterInstance, warehouse: DuckDBWarehouse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[pl.DataFrame] = []
+    seen: list[tuple[pl.DataFrame, pl.DataFrame]] = []
 
-    def look(name: str, frame: pl.DataFrame) -> SuiteResult:
-        seen.append(frame)
+    def look(name: str, frame: pl.DataFrame, history: pl.DataFrame) -> SuiteResult:
+        seen.append((frame, history))
         raise TransientError("seen")
 
     monkeypatch.setattr(asset_checks, "run_suite", look)
@@ -175,7 +177,11 @@ def test_a_suite_is_given_the_partitions_of_its_run(
         },
     )
 
-    assert seen[0].get_column("service_date").unique().sort().to_list() == days[1:3]
+    ((frame, before),) = seen
+    assert frame.get_column("service_date").unique().sort().to_list() == days[1:3]
+    assert before.get_column("service_date").unique().to_list() == days[:1], (
+        "what is usual comes from the days before"
+    )
 
 
 @pytest.mark.parametrize(
