@@ -14,7 +14,7 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
-from bike_assets.assets.dbt_models import ACCURACY_MODELS, CLEANING_MODELS, DESCRIBING_MODELS
+from bike_assets.assets.dbt_models import ACCURACY_MODELS, DESCRIBING_MODELS
 from bike_assets.assets.monitoring import REPORT_HTML, report_folder, reported_drift
 from bike_assets.core.contracts import CLEANED_COUNTS, PREDICTIONS, RAW_COUNTS
 from bike_assets.core.errors import PermanentError
