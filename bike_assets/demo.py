@@ -20,6 +20,7 @@ from bike_assets.core.contracts import CLEANED_COUNTS, PREDICTIONS, RAW_COUNTS
 from bike_assets.core.errors import PermanentError
 from bike_assets.core.features import FEATURE_LOOKBACK_DAYS
 from bike_assets.core.metrics import accuracy_by_horizon
+from bike_assets.jobs import CLEANED
 from bike_assets.peak_memory import PeakMemory
 from bike_assets.resources.registry import ModelRegistry
 from bike_assets.resources.source import CountsSourceResource, forget_sources
