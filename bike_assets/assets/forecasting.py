@@ -1,6 +1,6 @@
 """`features`, `trained_model`, `champion` and `predictions`: from cleaned counts to the forecast that serves."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, date, datetime, timedelta
 from typing import Final
 
@@ -14,6 +14,7 @@ from bike_assets.assets.provenance import git_commit
 from bike_assets.core.backtest import ROWS_PER_COUNTER
 from bike_assets.core.bundle import WEATHER_CONTEXT_COLUMNS
 from bike_assets.core.contracts import (
+    CALIBRATIONS,
     CLEANED_COUNTS,
     COUNTER_HEALTH,
     PREDICTIONS,
@@ -21,9 +22,10 @@ from bike_assets.core.contracts import (
     features_contract,
 )
 from bike_assets.core.errors import PermanentError
-from bike_assets.core.features import FEATURE_COLUMNS, LOOKBACK_DAYS, build_features, sample_rows
+from bike_assets.core.features import FEATURE_COLUMNS, LOOKBACK_DAYS, MAX_HORIZON, build_features, sample_rows
 from bike_assets.core.health import NOT_LEARNED, without
-from bike_assets.core.metrics import accuracy_by_horizon
+from bike_assets.core.intervals import ERROR_COLUMNS, WINDOW_DAYS, Calibration, target_day
+from bike_assets.core.metrics import accuracy_by_horizon, join_truth
 from bike_assets.core.model import Forecaster, TrainConfig
 from bike_assets.core.model_card import CardFacts, holdout_table, model_card, worst_counters
 from bike_assets.core.promotion import (
@@ -332,7 +334,7 @@ def build_predictions(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefi
         owners=[tags.ML_TEAM],
         kinds={"catboost", "duckdb"},
         pool=tags.WAREHOUSE_POOL,
-        code_version="1",
+        code_version="2",
     )
     def predictions(
         context: dg.AssetExecutionContext,
@@ -350,15 +352,25 @@ def build_predictions(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefi
                 allow_retries=False,
             )
         forecaster = registry.load_forecaster(version)
+        holdout = registry.load_holdout(version).select(ERROR_COLUMNS)
         rows = 0
         issued: list[pl.DataFrame] = []
         for start, end in chunks(first, last):
-            forecast = forecaster.predict(warehouse.read(FEATURES, start, end)).with_columns(
+            counts = warehouse.read(
+                CLEANED_COUNTS,
+                start - timedelta(days=WINDOW_DAYS),
+                end - timedelta(days=1),
+                columns=("counter_id", "ts_utc", "hourly_count"),
+            )
+            errors = pl.concat([holdout, _issued_errors(warehouse, version, start, counts)])
+            forecast, calibrations = forecaster.issue(warehouse.read(FEATURES, start, end), counts, errors)
+            forecast = forecast.with_columns(
                 model_name=pl.lit(version.name),
                 model_version=pl.lit(version.version),
                 run_id=pl.lit(version.run_id),
             )
             warehouse.replace(PREDICTIONS, forecast, start, end)
+            warehouse.replace(CALIBRATIONS, _calibration_rows(version, calibrations), start, end)
             rows += forecast.height
             issued = [forecast]
         newest = issued[-1].filter(pl.col("service_date") == pl.col("service_date").max())
@@ -387,6 +399,32 @@ def build_predictions(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefi
     return predictions
 
 
+def _issued_errors(
+    warehouse: DuckDBWarehouse, version: ModelVersion, before: date, counts: pl.DataFrame
+) -> pl.DataFrame:
+    """Errors of the forecasts that this version issued before a day, of the hours counted since."""
+    issued = warehouse.read(
+        PREDICTIONS,
+        before - timedelta(days=WINDOW_DAYS + MAX_HORIZON),
+        before - timedelta(days=1),
+        columns=("service_date", "counter_id", "target_ts", "horizon", "forecast", "run_id"),
+    ).filter(run_id=version.run_id)
+    return join_truth(issued, counts).select(ERROR_COLUMNS)
+
+
+def _calibration_rows(version: ModelVersion, calibrations: Mapping[date, Calibration]) -> pl.DataFrame:
+    return CALIBRATIONS.conform(
+        pl.DataFrame(
+            [
+                (day, version.run_id, calibration.rows, calibration.to_json())
+                for day, calibration in calibrations.items()
+            ],
+            schema=CALIBRATIONS.polars_schema,
+            orient="row",
+        )
+    )
+
+
 def judge(
     challenger: ModelVersion,
     incumbent: ModelVersion | None,
@@ -399,11 +437,11 @@ def judge(
     Rows the incumbent was trained on are left out for both, so a young incumbent is judged on fewer days.
     """
     holdout = registry.load_holdout(challenger)
-    ours = holdout.select(day=_local_day(), truth="hourly_count", forecast="forecast")
+    ours = holdout.select(day=target_day(), truth="hourly_count", forecast="forecast")
     if incumbent is None:
         score = window_score(ours)
         return decide_promotion(WindowScores(score, score), None, policy)
-    both = holdout.filter(_local_day() > incumbent.trained_until)
+    both = holdout.filter(target_day() > incumbent.trained_until)
     keys = ["service_date", "counter_id", "target_ts"]
     if both.is_empty():
         empty = window_score(ours.head(0))
@@ -413,15 +451,10 @@ def judge(
     first, last = both["service_date"].min(), both["service_date"].max()
     inputs = warehouse.read(FEATURES, first, last).join(both.select(keys), on=keys, how="semi")  # type: ignore[arg-type]
     theirs = registry.load_forecaster(incumbent).predict(inputs).select(*keys, theirs="forecast")
-    joined = both.join(theirs, on=keys, how="inner").with_columns(day=_local_day())
+    joined = both.join(theirs, on=keys, how="inner").with_columns(day=target_day())
     new = window_score(joined.select("day", truth="hourly_count", forecast="forecast"))
     old = window_score(joined.select("day", truth="hourly_count", forecast="theirs"))
     return decide_promotion(WindowScores(new, new), WindowScores(old, old), policy)
-
-
-def _local_day() -> pl.Expr:
-    # The local day of a target follows from issue date and horizon, without any time-zone rule.
-    return pl.col("service_date") + pl.duration(days=pl.col("horizon") - 1)
 
 
 def chunks(first: date, last: date) -> Iterator[tuple[date, date]]:

@@ -21,6 +21,7 @@ from bike_assets.core.calendar import LOCAL_TZ, calendar_table, days_between
 from bike_assets.core.errors import PermanentError
 from bike_assets.core.families import TrainConfig, family_of
 from bike_assets.core.features import FEATURE_LOOKBACK_DAYS, build_features, sample_rows
+from bike_assets.core.intervals import ERROR_COLUMNS, WINDOW_DAYS, target_day
 from bike_assets.core.metrics import accuracy_table, join_truth, mase_scale
 from bike_assets.core.model import Forecaster, make_forecaster
 from bike_assets.core.weather import observed_as_forecast
@@ -285,10 +286,12 @@ def issue(
     """
     trust = counts.select("counter_id", target_ts="ts_utc", is_trusted=~pl.any_horizontal(FLAGS))
     parts = []
+    errors = forecaster.holdout.select(ERROR_COLUMNS)
     for days in _parts(origin.issue_dates):
-        predictions = with_affluence(
-            forecaster.predict(build_features(counts, days, weather=weather)), forecaster.affluence
-        )
+        issued, _ = forecaster.issue(build_features(counts, days, weather=weather), counts, errors)
+        errors = pl.concat([errors, join_truth(issued, counts).select(ERROR_COLUMNS)])
+        errors = errors.filter(target_day() > days[-1] - WINDOW_DAYS * _DAY)
+        predictions = with_affluence(issued, forecaster.affluence)
         scored = (
             join_truth(predictions, counts)
             .join(trust, on=["counter_id", "target_ts"], how="left", maintain_order="left")

@@ -9,6 +9,7 @@ A bundle is a flat directory, written once and never changed, whose name is the 
     model.cbm, calibration.json, affluence.json   (or another family's files) what `Forecaster.save` wrote
     context.parquet               the recent cleaned counts that the features of a forecast need
     weather.parquet               the observed weather of those days and the forecasts of their mornings
+    calibrations.parquet          of the intervals of each issue date, as the platform forecast it
     counters.parquet              names and positions of the counters
     golden.parquet                a few forecasts it must reproduce to the last digit wherever it is loaded
     manifest.json                 what it is, what it was made from, SHA-256 and size of each file above
@@ -47,9 +48,10 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from bike_assets.core.calendar import LOCAL_TZ
-from bike_assets.core.contracts import CLEANED_COUNTS, COUNTERS, PREDICTIONS, RAW_WEATHER
+from bike_assets.core.contracts import CALIBRATIONS, CLEANED_COUNTS, COUNTERS, PREDICTIONS, RAW_WEATHER
 from bike_assets.core.errors import BundleError, PermanentError
 from bike_assets.core.features import FEATURE_COLUMNS, LOOKBACK_DAYS, build_features
+from bike_assets.core.intervals import Calibration
 from bike_assets.core.model import Forecaster
 
 FORMAT = "bike-bundle"
@@ -71,6 +73,7 @@ _MANIFEST = "manifest.json"
 _SIGNATURE = "manifest.sig"
 _CONTEXT = "context.parquet"
 _WEATHER = "weather.parquet"
+_CALIBRATIONS = "calibrations.parquet"
 _COUNTERS = "counters.parquet"
 _GOLDEN = "golden.parquet"
 _CALIBRATION = "calibration.json"
@@ -125,6 +128,7 @@ class Bundle:
         forecaster: Forecaster,
         context: pl.DataFrame,
         weather: pl.DataFrame,
+        calibrations: Mapping[date, Calibration],
         counters: pl.DataFrame,
     ) -> None:
         self.bundle_id = bundle_id
@@ -134,6 +138,7 @@ class Bundle:
         self._forecaster = forecaster
         self._context = context
         self._weather = weather
+        self._calibrations = dict(calibrations)
         self._forecasts: dict[date, pl.DataFrame] = {}
         self._lock = threading.Lock()
 
@@ -180,7 +185,7 @@ class Bundle:
         with self._lock:
             if day not in self._forecasts:
                 self._forecasts[day] = _compute(
-                    self._forecaster, self._context, self._weather, self.info, day
+                    self._forecaster, self._context, self._weather, self._calibrations, self.info, day
                 )
             return self._forecasts[day]
 
@@ -193,6 +198,7 @@ def write_bundle(
     signing_key: Ed25519PrivateKey,
     counters: pl.DataFrame | None = None,
     weather: pl.DataFrame | None = None,
+    calibrations: pl.DataFrame | None = None,
 ) -> Path:
     """Write a bundle into `root`, or find it there: the same content is the same directory.
 
@@ -209,6 +215,8 @@ def write_bundle(
             it the bundle knows no names and positions.
         weather: rows of `RAW_WEATHER` with at least WEATHER_CONTEXT_COLUMNS, up to the newest issue date; None
             where there is no weather.
+        calibrations: rows of the CALIBRATIONS contract of this model; issue dates without one, and all without
+            the table, have the intervals of the training.
 
     Returns:
         `root/<bundle_id>`.
@@ -228,9 +236,15 @@ def write_bundle(
             forecaster.save(folder)
             recent.write_parquet(folder / _CONTEXT)
             known_weather.write_parquet(folder / _WEATHER)
+            kept = (CALIBRATIONS.empty() if calibrations is None else calibrations).select(
+                "service_date", "calibration"
+            )
+            kept.sort("service_date").write_parquet(folder / _CALIBRATIONS)
             listed.write_parquet(folder / _COUNTERS)
             newest = _issue_dates(recent)[1]
-            golden = _golden(_compute(Forecaster.load(folder), recent, known_weather, info, newest))
+            golden = _golden(
+                _compute(Forecaster.load(folder), recent, known_weather, _calibrations(kept), info, newest)
+            )
             golden.write_parquet(folder / _GOLDEN)
             manifest = _manifest_bytes(folder, info, recent, golden)
             (folder / _MANIFEST).write_bytes(manifest)
@@ -264,9 +278,10 @@ def load_bundle(path: Path, public_key: Ed25519PublicKey) -> Bundle:
         forecaster = Forecaster.load(path)
         context = pl.read_parquet(BytesIO(contents[_CONTEXT]))
         weather = pl.read_parquet(BytesIO(contents[_WEATHER]))
+        calibrations = _calibrations(pl.read_parquet(BytesIO(contents[_CALIBRATIONS])))
         counters = pl.read_parquet(BytesIO(contents[_COUNTERS]))
         golden = pl.read_parquet(BytesIO(contents[_GOLDEN]))
-        bundle = Bundle(path.name, info, forecaster, context, weather, counters)
+        bundle = Bundle(path.name, info, forecaster, context, weather, calibrations, counters)
         answers = _golden(bundle.forecast())
     except BundleError:
         raise
@@ -324,12 +339,24 @@ def load_public_key(path: Path) -> Ed25519PublicKey:
     return key
 
 
+def _calibrations(rows: pl.DataFrame) -> dict[date, Calibration]:
+    return {
+        day: Calibration.from_json(text)
+        for day, text in rows.select("service_date", "calibration").iter_rows()
+    }
+
+
 def _compute(
-    forecaster: Forecaster, context: pl.DataFrame, weather: pl.DataFrame, info: BundleInfo, day: date
+    forecaster: Forecaster,
+    context: pl.DataFrame,
+    weather: pl.DataFrame,
+    calibrations: Mapping[date, Calibration],
+    info: BundleInfo,
+    day: date,
 ) -> pl.DataFrame:
     features = build_features(context, [day], horizons=info.horizons, tz=info.timezone, weather=weather)
     return PREDICTIONS.conform(
-        forecaster.predict(features).with_columns(
+        forecaster.predict(features, calibrations.get(day)).with_columns(
             pl.lit(info.model_name).alias("model_name"),
             pl.lit(info.model_version).alias("model_version"),
             pl.lit(info.run_id).alias("run_id"),

@@ -383,6 +383,19 @@ PREDICTIONS = TableContract(
 )
 
 
+CALIBRATIONS = TableContract(
+    schema="bike_traffic_predictions",
+    name="calibrations",
+    key=("service_date",),
+    columns=(
+        Column("service_date", pl.Date, "Issue date"),
+        Column("run_id", pl.String, "MLflow run of the model whose errors these are"),
+        Column("rows", pl.Int64, "Errors behind it, of hours counted by then", minimum=0),
+        Column("calibration", pl.String, "JSON: quantiles of scaled errors, and the factor of each counter"),
+    ),
+)
+
+
 RETRAINING_DECISIONS = TableContract(
     schema="monitoring_audit",
     name="retraining_decisions",

@@ -9,7 +9,7 @@ registered, and which one serves.
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,16 @@ from bike_assets.core.families import CatBoostFamily, PointModel, TrainConfig, f
 from bike_assets.core.features import FEATURE_COLUMNS, drop_weather, sample_rows
 from bike_assets.core.intervals import (
     COVERAGES,
+    ERROR_COLUMNS,
     LEVEL_EDGES,
     MIN_CLASS_ROWS,
     Array,
     Calibration,
     calibrate,
     interval,
+    recalibrate,
 )
+from bike_assets.core.metrics import join_truth
 
 __all__ = [
     "AFFLUENCE_FILE",
@@ -41,7 +44,7 @@ __all__ = [
 
 CALIBRATION_FILE = "calibration.json"
 AFFLUENCE_FILE = "affluence.json"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 HOLDOUT_SCHEMA = pl.Schema(
     {
@@ -139,16 +142,17 @@ class Forecaster:
             before = after = rows  # too little history: intervals of training errors are better than none
         learned = drop_weather(before, config.weather_dropout, config.seed)
         forecast = family_of(config.family).train(learned, config).forecast(after, config)
+        errors = after.with_columns(pl.Series("forecast", forecast), pl.col("mean4").cast(pl.Float64))
         if blind:
-            self.holdout = after.with_columns(
-                pl.Series("forecast", forecast), pl.col("mean4").cast(pl.Float64)
-            ).select(HOLDOUT_SCHEMA.names())
-        return calibrate(
-            forecast, after["hourly_count"].to_numpy().astype(np.float64), after["horizon"].to_numpy()
-        )
+            self.holdout = errors.select(HOLDOUT_SCHEMA.names())
+        return calibrate(errors)
 
-    def predict(self, features: pl.DataFrame) -> pl.DataFrame:
+    def predict(self, features: pl.DataFrame, calibration: Calibration | None = None) -> pl.DataFrame:
         """Forecast every row of features.
+
+        Args:
+            features: rows of `features_contract(FEATURE_COLUMNS)`.
+            calibration: of the intervals; by default that of the training. `issue` gives what later errors say.
 
         Returns:
             service_date, counter_id, target_ts, horizon, forecast, lower_80, upper_80, lower_90, upper_90,
@@ -159,9 +163,50 @@ class Forecaster:
             PermanentError: the forecaster is not trained.
         """
         forecast = self.model.forecast(features, self.config)
+        return self._with_intervals(features, forecast, calibration or self.calibration)
+
+    def issue(
+        self, features: pl.DataFrame, counts: pl.DataFrame, errors: pl.DataFrame
+    ) -> tuple[pl.DataFrame, dict[date, Calibration]]:
+        """Forecasts of some issue dates, the intervals of each from the errors that were known on its morning.
+
+        The same whether the issue dates come one by one, with what was issued before in `errors`, or together.
+
+        Args:
+            features: rows of `features_contract(FEATURE_COLUMNS)` of any issue dates.
+            counts: counter_id, ts_utc, hourly_count; of an issue date only hours of the days before it are used.
+            errors: `ERROR_COLUMNS` of earlier forecasts of this model, and its holdout.
+
+        Returns:
+            The rows of `predict`, and by which calibration each issue date was forecast.
+        """
+        forecast = self.model.forecast(features, self.config)
+        points = features.select("service_date", "counter_id", "target_ts", "horizon").with_columns(
+            forecast=pl.Series(forecast, dtype=pl.Float64)
+        )
+        pool = pl.concat([errors.select(ERROR_COLUMNS), join_truth(points, counts).select(ERROR_COLUMNS)])
+        calibrations, parts = {}, []
+        for (issue_date,), rows in (
+            features.with_row_index("row")
+            .partition_by("service_date", as_dict=True, maintain_order=True)
+            .items()
+        ):
+            assert isinstance(issue_date, date)  # noqa: S101
+            calibrations[issue_date] = recalibrate(pool, issue_date, self.calibration)
+            chosen = forecast[rows["row"].to_numpy()]
+            issued = self._with_intervals(rows, chosen, calibrations[issue_date])
+            parts.append(issued.with_columns(rows["row"]))
+        if not parts:
+            return self.predict(features), {}
+        return pl.concat(parts).sort("row").drop("row"), calibrations
+
+    def _with_intervals(
+        self, features: pl.DataFrame, forecast: Array, calibration: Calibration
+    ) -> pl.DataFrame:
         columns: dict[str, Array] = {"forecast": forecast}
+        horizon, counter_ids = features["horizon"].to_numpy(), features["counter_id"]
         for coverage in COVERAGES:
-            low, high = interval(self.calibration, forecast, features["horizon"].to_numpy(), coverage)
+            low, high = interval(calibration, forecast, horizon, coverage, counter_ids)
             columns[f"lower_{coverage}"], columns[f"upper_{coverage}"] = low, high
         columns["lower_90"] = np.minimum(columns["lower_90"], columns["lower_80"])
         columns["upper_90"] = np.maximum(columns["upper_90"], columns["upper_80"])
@@ -198,11 +243,8 @@ class Forecaster:
                     "format": FORMAT_VERSION,
                     "features": list(FEATURE_COLUMNS),
                     "config": asdict(self.config),
-                    "calibration": {
-                        "rows": self.calibration.rows,
-                        "level_edges": list(LEVEL_EDGES),
-                        "quantiles": {str(key): value for key, value in self.calibration.quantiles.items()},
-                    },
+                    "level_edges": list(LEVEL_EDGES),
+                    "calibration": json.loads(self.calibration.to_json()),
                 },
                 indent=1,
             )
@@ -228,13 +270,7 @@ class Forecaster:
                     f"model in {folder} takes other features than this version gives; train it again"
                 )
             config = TrainConfig(**{**stored["config"], "net_layers": tuple(stored["config"]["net_layers"])})
-            calibration = Calibration(
-                rows=stored["calibration"]["rows"],
-                quantiles={
-                    int(key): [[(low, high) for low, high in row] for row in table]
-                    for key, table in stored["calibration"]["quantiles"].items()
-                },
-            )
+            calibration = Calibration.from_json(json.dumps(stored["calibration"]))
             model = family_of(config.family).load(folder)
             affluence = Affluence(**json.loads((folder / AFFLUENCE_FILE).read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -12,7 +12,7 @@ from bike_assets.core.bundle import (
     load_or_create_keys,
     write_bundle,
 )
-from bike_assets.core.contracts import CLEANED_COUNTS, COUNTERS, RAW_WEATHER
+from bike_assets.core.contracts import CALIBRATIONS, CLEANED_COUNTS, COUNTERS, RAW_WEATHER
 from bike_assets.core.errors import PermanentError
 from bike_assets.core.features import LOOKBACK_DAYS
 from bike_assets.core.model import Forecaster
@@ -79,6 +79,9 @@ class BundleStore(dg.ConfigurableResource):  # type: ignore[type-arg]
                 newest + timedelta(days=1),
                 columns=WEATHER_CONTEXT_COLUMNS,
             ),
+            warehouse.read(
+                CALIBRATIONS, newest - timedelta(days=ISSUE_DAYS), newest + timedelta(days=1)
+            ).filter(run_id=version.run_id),
         )
         registry.tag_version(version, BUNDLE_TAG, path.name)
         return path.name

@@ -25,7 +25,7 @@ from bike_assets.assets.forecasting import (
     newest_day,
     training_rows,
 )
-from bike_assets.core.contracts import CLEANED_COUNTS, COUNTER_HEALTH, PREDICTIONS
+from bike_assets.core.contracts import CALIBRATIONS, CLEANED_COUNTS, COUNTER_HEALTH, PREDICTIONS
 from bike_assets.core.errors import PermanentError
 from bike_assets.core.model import Forecaster
 from bike_assets.core.promotion import PromotionPolicy
@@ -425,6 +425,14 @@ def test_vintages_are_what_the_champion_says_and_the_newest_is_published(
 
     rows = copy.read(PREDICTIONS)
     expected = small_forecaster().predict(copy.read(FEATURES))
-    assert_frame_equal(rows.select(expected.columns), expected.sort(KEYS), check_exact=True)
+    ends = ["lower_80", "upper_80", "lower_90", "upper_90"]
+    points = expected.drop(ends).sort(KEYS)
+    assert_frame_equal(rows.select(points.columns), points, check_exact=True)
     assert set(rows["model_version"]) == {"1"}
+    days = (newest - NEXT).days + 1
+    assert copy.read(CALIBRATIONS).get_column("service_date").n_unique() == days
+
+    # The intervals of a day follow from what was issued and counted before it, in the same run or another.
+    run(asset, instance, copy, registry, (newest, newest))
+    assert_frame_equal(copy.read(PREDICTIONS), rows, check_exact=True)
     assert np.isfinite(rows["forecast"].to_numpy()).all()

@@ -40,6 +40,7 @@ MODEL_FILES = (
     "context.parquet",
     "counters.parquet",
     "weather.parquet",
+    "calibrations.parquet",
     "golden.parquet",
 )
 ALL_FILES = (*MODEL_FILES, "manifest.json", "manifest.sig")

@@ -5,7 +5,6 @@ from datetime import date, timedelta
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
@@ -14,7 +13,7 @@ from bike_assets.core.calendar import days_between
 from bike_assets.core.errors import PermanentError
 from bike_assets.core.families import MODEL_FILE, UNUSED_FEATURES
 from bike_assets.core.features import FEATURE_COLUMNS, build_features
-from bike_assets.core.intervals import calibrate, interval
+from bike_assets.core.intervals import ERROR_COLUMNS, target_day
 from bike_assets.core.metrics import accuracy_by_horizon, join_truth
 from bike_assets.core.model import AFFLUENCE_FILE, CALIBRATION_FILE, Forecaster, TrainConfig
 from bike_assets_tests.core.synthetic import city
@@ -24,6 +23,7 @@ DAY = timedelta(days=1)
 CONFIG = TrainConfig(
     iterations=40, members=2, depth=4, learning_rate=0.15, calibration_days=21, thread_count=2
 )
+ENDS = ["lower_80", "upper_80", "lower_90", "upper_90"]
 NUMBERS = ("forecast", "lower_80", "upper_80", "lower_90", "upper_90", "mean4", "seasonal_naive")
 
 
@@ -172,13 +172,28 @@ def test_importances_name_every_feature(model: Forecaster) -> None:
     assert list(shares.values()) == sorted(shares.values(), reverse=True)
 
 
-def test_calibration_covers_exchangeable_errors() -> None:
-    rng = np.random.default_rng(0)
-    rate = rng.uniform(1, 400, 40_000)
-    truth = rng.poisson(rate * rng.gamma(25, 1 / 25, 40_000)).astype(np.float64)
-    horizon = rng.integers(1, 8, 40_000)
-    calibration = calibrate(rate[:20_000], truth[:20_000], horizon[:20_000])
-    assert calibration.rows == 20_000
-    low, high = interval(calibration, rate[20_000:], horizon[20_000:], 90)
-    inside = (truth[20_000:] >= low) & (truth[20_000:] <= high)
-    assert abs(inside.mean() - 0.9) < 0.01
+def test_vintages_are_issued_one_by_one_as_together(
+    model: Forecaster, predictions: pl.DataFrame, counts: pl.DataFrame
+) -> None:
+    days = days_between(TRAINED_UNTIL + DAY, LAST)
+    features = build_features(counts, days)
+    together, calibrations = model.issue(features, counts, model.holdout)
+    assert list(calibrations) == days
+    assert_frame_equal(together.drop(ENDS), predictions.drop(ENDS), check_exact=True)
+    assert not together.equals(predictions)  # the intervals follow
+    for day in (days[0], days[9]):
+        before = join_truth(together.filter(pl.col("service_date") < day), counts).select(ERROR_COLUMNS)
+        errors = pl.concat([model.holdout.select(ERROR_COLUMNS), before])
+        # What is not counted yet, changed beyond recognition.
+        known = counts.with_columns(
+            hourly_count=pl.when(pl.col("service_date") >= day).then(9_999).otherwise(pl.col("hourly_count"))
+        )
+        unknown = errors.with_columns(
+            hourly_count=pl.when(target_day() >= day).then(9_999.0).otherwise(pl.col("hourly_count"))
+        )
+        alone, calibration = model.issue(features.filter(service_date=day), known, unknown)
+        assert calibration == {day: calibrations[day]}
+        assert_frame_equal(alone, together.filter(service_date=day), check_exact=True)
+        given = model.predict(features.filter(service_date=day), calibrations[day])
+        assert_frame_equal(given, alone, check_exact=True)
+    assert model.issue(features.clear(), counts, model.holdout)[0].is_empty()
