@@ -38,7 +38,11 @@ class DbtResource(DbtCliResource):
             days: first and last partition to build, both included; every day by default.
         """
         with _environment(partition_environment(*days) if days else {}):
-            return self.cli(["build"], context=context, target_path=Path(self.artifacts_dir))
+            return self.cli(
+                ["build", "--exclude-resource-type", "unit_test"],  # of the SQL, not of the data
+                context=context,
+                target_path=Path(self.artifacts_dir),
+            )
 
 
 def partition_environment(first: date, last: date) -> dict[str, str]:
