@@ -46,6 +46,7 @@ ABOUT_THE_RUN: Mapping[str, Sequence[str]] = {
     "bike_traffic_raw.raw_counts": ("ingested_at",),
     "bike_traffic_predictions.predictions": ("run_id", "model_version"),
     "bike_traffic_analytics.forecast_accuracy": ("model_version",),
+    "bike_traffic_analytics.model_history": ("run_id", "model_version"),
     "monitoring_audit.retraining_decisions": ("model_version",),
 }
 """Columns that say when or by which training a row was made. A killed training leaves its version behind in the
