@@ -102,12 +102,15 @@ def ingest(
 ) -> None:
     """Fetch and clean counts; all days that the source has, or those from --from to --to."""
     settings = read_settings(home, source, [*(data or []), *(more or [])])
-    from bike_assets import runner
     from bike_assets.home import remember_source
     from bike_assets.resources.source import CountsSourceResource
 
     remember_source(settings)
     with session(settings, debug) as (definitions, instance), progress() as say:
+        from bike_assets import (
+            runner,
+        )  # Libraries warn while it loads, which a session keeps from the terminal.
+
         span = CountsSourceResource.from_settings(settings).open().span()
         days = (_day(first) or span[0], _day(last) or span[1])
         outcome = runner.ingest(settings, definitions, instance, days, say)

@@ -25,7 +25,7 @@ from bike_assets.peak_memory import PeakMemory
 from bike_assets.resources.registry import ModelRegistry
 from bike_assets.resources.source import CountsSourceResource, forget_sources
 from bike_assets.resources.warehouse import DuckDBWarehouse
-from bike_assets.runner import Outcome, materialize
+from bike_assets.runner import Outcome, materialize, materialize_weather
 from bike_assets.settings import Settings
 from bike_assets.sources.base import busy_span
 
@@ -178,8 +178,7 @@ def _materialize_all(
     del source
     forget_sources()
     stage("counters and traffic", [*DESCRIBING_MODELS])
-    if settings.weather_source != "none":
-        stage(f"raw_weather: {span[0]} to {newest_issue}", ["raw_weather"], days=(span[0], newest_issue))
+    materialize_weather(settings, definitions, instance, span, outcome=outcome, progress=progress)
     first_issue = max(
         windows.first + timedelta(days=FEATURE_LOOKBACK_DAYS),
         windows.train_until - timedelta(days=settings.training_days - 1),

@@ -6,7 +6,7 @@ here: what is run, and in which order.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import date, timedelta
 from typing import Any
 
 import dagster as dg
@@ -97,7 +97,7 @@ def ingest(
     days: tuple[date, date],
     say: Callable[[str], None],
 ) -> Outcome:
-    """Fetch and clean the counts of a range of days, and describe the counters.
+    """Fetch and clean the counts of a range of days, describe the counters, and fetch the weather.
 
     Args:
         settings: the home.
@@ -117,7 +117,42 @@ def ingest(
     # Counts of earlier days than the home held until now: flags of the days after them look back on these.
     if after := newer_days(DuckDBWarehouse(path=str(settings.warehouse_path)), days[1]):
         materialize(definitions, instance, CLEANED, days=after, outcome=outcome)
-    return materialize(definitions, instance, [*DESCRIBING_MODELS], outcome=outcome)
+    materialize(definitions, instance, [*DESCRIBING_MODELS], outcome=outcome)
+    materialize_weather(settings, definitions, instance, days, outcome=outcome, progress=say)
+    return outcome
+
+
+def materialize_weather(
+    settings: Settings,
+    definitions: dg.Definitions,
+    instance: dg.DagsterInstance,
+    days: tuple[date, date],
+    *,
+    outcome: Outcome,
+    progress: Callable[[str], None],
+) -> None:
+    """The weather of some days, and the forecast issued on the day after them; told, not raised, where there is none.
+
+    Args:
+        settings: the source of weather.
+        definitions: what `build_defs` made of the settings.
+        instance: where the run is recorded.
+        days: first and last local day.
+        outcome: to which the run is added.
+        progress: is told what comes next, and why there is no weather.
+    """
+    if settings.weather_source == "none":
+        return
+    from bike_assets.partitions import weather_days  # Warns of beta options, which a session keeps quiet.
+
+    newest = weather_days(settings).get_last_partition_key()
+    last = days[1] + timedelta(days=1)
+    days = (days[0], min(last, date.fromisoformat(newest)) if newest else last)
+    progress(f"raw_weather: {days[0]} to {days[1]}")
+    try:
+        materialize(definitions, instance, ["raw_weather"], days=days, outcome=outcome)
+    except BikeError as error:
+        progress(f"no weather: {error}; everything else works without it")
 
 
 def _record(result: dg.ExecuteInProcessResult, outcome: Outcome) -> None:

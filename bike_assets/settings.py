@@ -14,6 +14,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from bike_assets.core.errors import PermanentError
+from bike_assets.sources.open_meteo import ARCHIVE_URL, FORECAST_URL, PREVIOUS_RUNS_URL
 from bike_assets.sources.paris import DATASET, PORTAL
 from bike_assets.sources.weather import WeatherName
 
@@ -66,10 +67,19 @@ class Settings(BaseSettings):
     weather: WeatherSetting = Field(
         "auto",
         description="Where weather comes from: `none`, `simulator`, `file`, `open-meteo`; `auto` is the simulator's "
-        "own with the simulator and none with other counts",
+        "own with the simulator, `open-meteo` with paris, and none with archive",
     )
     weather_data: Annotated[tuple[Path, ...], NoDecode] = Field(
         (), description="Files of observed weather (`file`), separated by the path separator"
+    )
+    weather_latitude: float = Field(
+        48.8566, ge=-90, le=90, description="Where the weather is of, in degrees north"
+    )
+    weather_longitude: float = Field(2.3522, ge=-180, le=180, description="And in degrees east")
+    open_meteo_archive_url: str = Field(ARCHIVE_URL, description="Open-Meteo's observed weather")
+    open_meteo_forecast_url: str = Field(FORECAST_URL, description="Its forecast of today")
+    open_meteo_previous_runs_url: str = Field(
+        PREVIOUS_RUNS_URL, description="What it predicted on earlier days"
     )
 
     partitions_start: date = Field(
@@ -117,7 +127,8 @@ class Settings(BaseSettings):
         """Where weather comes from, `auto` resolved."""
         if self.weather != "auto":
             return self.weather
-        return "simulator" if self.source == "simulator" else "none"
+        chosen: dict[SourceName, WeatherName] = {"simulator": "simulator", "paris": "open-meteo"}
+        return chosen.get(self.source, "none")
 
     @property
     def warehouse_path(self) -> Path:

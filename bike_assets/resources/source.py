@@ -9,6 +9,7 @@ import dagster as dg
 from bike_assets.settings import Settings, SourceName, load_settings
 from bike_assets.sources import Portal, open_source
 from bike_assets.sources.base import CountsSource, SourceBatch
+from bike_assets.sources.open_meteo import Addresses
 from bike_assets.sources.weather import WeatherBatch, WeatherName, open_weather
 
 
@@ -77,6 +78,11 @@ class WeatherSourceResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     data: list[str]
     simulator_seed: int
     simulator_last_day: str
+    latitude: float
+    longitude: float
+    archive_url: str
+    forecast_url: str
+    previous_runs_url: str
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "WeatherSourceResource":
@@ -86,6 +92,11 @@ class WeatherSourceResource(dg.ConfigurableResource):  # type: ignore[type-arg]
             data=[str(path) for path in settings.weather_data],
             simulator_seed=settings.simulator_seed,
             simulator_last_day=settings.simulator_last_day.isoformat(),
+            latitude=settings.weather_latitude,
+            longitude=settings.weather_longitude,
+            archive_url=settings.open_meteo_archive_url,
+            forecast_url=settings.open_meteo_forecast_url,
+            previous_runs_url=settings.open_meteo_previous_runs_url,
         )
 
     def read(self, first: date, last: date) -> WeatherBatch:
@@ -100,6 +111,8 @@ class WeatherSourceResource(dg.ConfigurableResource):  # type: ignore[type-arg]
             data=[Path(path) for path in self.data],
             seed=self.simulator_seed,
             last_day=date.fromisoformat(self.simulator_last_day),
+            position=(self.latitude, self.longitude),
+            addresses=Addresses(self.archive_url, self.forecast_url, self.previous_runs_url),
         )
         return source.read(first, last)
 

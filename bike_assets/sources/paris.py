@@ -135,7 +135,9 @@ class ParisSource:
             rejected.append(log.rejected)
             faults.extend(log.faults)
         counts = pl.concat(frames).sort(SORT_KEY, nulls_last=True)
-        return SourceBatch(counts, pl.concat(rejected), tuple(dict.fromkeys(faults)))
+        # Days without an answer say nothing of what is known of them from elsewhere.
+        files = frozenset(f"{self._file}/{chunk.first:%Y-%m}" for chunk in _chunks(first, last))
+        return SourceBatch(counts, pl.concat(rejected), tuple(dict.fromkeys(faults)), files)
 
     def _instants(self) -> tuple[datetime, datetime]:
         span = self.dataset.span()

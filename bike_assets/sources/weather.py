@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
 from pathlib import Path
-from typing import Final, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Final, Literal, Protocol, get_args
 
 import polars as pl
 
@@ -17,6 +17,9 @@ from bike_assets.core.calendar import LOCAL_TZ, local_columns
 from bike_assets.core.contracts import RAW_WEATHER, UTC_TIMESTAMP
 from bike_assets.core.errors import PermanentError
 from bike_assets.sources.base import ADDED_ON_WRITING, SourceFault
+
+if TYPE_CHECKING:
+    from bike_assets.sources.open_meteo import Addresses
 
 FORECAST_DAYS: Final = 7
 """Local days that a weather forecast covers, its issue date the first: those of the traffic forecast."""
@@ -65,7 +68,13 @@ class WeatherSource(Protocol):
 
 
 def open_weather(
-    name: WeatherName, *, data: Sequence[Path] = (), seed: int = 7, last_day: date | None = None
+    name: WeatherName,
+    *,
+    data: Sequence[Path] = (),
+    seed: int = 7,
+    last_day: date | None = None,
+    position: tuple[float, float] = (48.8566, 2.3522),
+    addresses: "Addresses | None" = None,
 ) -> WeatherSource:
     """The source of that name. Nothing is read before it is asked for.
 
@@ -74,6 +83,8 @@ def open_weather(
         data: files of observed weather; `file` only.
         seed: of the simulated city; `simulator` only.
         last_day: its last day that was observed; `simulator` only, and needed there.
+        position: degrees north and east; `open-meteo` only.
+        addresses: of Open-Meteo's APIs, where they are not its own.
 
     Raises:
         PermanentError: an unknown name, or arguments that do not go with the source.
@@ -84,6 +95,11 @@ def open_weather(
         if last_day is None:
             raise PermanentError("weather simulator: the last day of the simulated city is not given")
         return SimulatedWeather(seed=seed, last_day=last_day)
+    if name == "open-meteo":
+        from bike_assets.sources.open_meteo import Addresses, OpenMeteo
+        from bike_assets.sources.polite_http import PoliteClient
+
+        return OpenMeteo(PoliteClient(), *position, addresses or Addresses())
     if name == "file":
         return WeatherFiles(tuple(data))
     if name == "none":
