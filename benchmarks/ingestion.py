@@ -101,8 +101,8 @@ def main() -> None:
         rows, (whole, run), days = measure(given.counters, months)
         results.append((rows, whole))
         print(
-            f"{months:>3} months, {rows:>9,} rows: {whole:6.1f} s ({1e6 * whole / rows:.1f} s a million; run {run:.1f} s); "
-            f"one day: {', '.join(f'{step:.2f} (run {run:.2f})' for step, run in days)} s",
+            f"{months:>3} months, {rows:>9,} rows: {whole:6.1f} s ({1e6 * whole / rows:.1f} s a million; "
+            f"run {run:.1f} s); one day: {', '.join(f'{step:.2f} (run {run:.2f})' for step, run in days)} s",
             flush=True,
         )
     (fewest, least), (most, longest) = results[0], results[-1]
