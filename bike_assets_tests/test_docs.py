@@ -4,8 +4,10 @@ import re
 from pathlib import Path
 
 import dagster as dg
+import polars as pl
 import pytest
 
+from bike_assets.core.metrics import INTERVAL_COLUMNS, accuracy_table
 from bike_assets.settings import REPOSITORY, Settings
 
 pytestmark = [
@@ -84,6 +86,13 @@ def test_every_check_of_ours_is_documented(definitions: dg.Definitions) -> None:
         if not re.search(r"\.(not_null|unique|accepted_values|cleaned_counts|one_row)_", name)
     }
     assert documented == ours
+
+
+def test_every_measure_is_documented() -> None:
+    columns = ("hourly_count", "forecast", "mean4", "seasonal_naive", "mase_scale", *INTERVAL_COLUMNS)
+    rows = pl.DataFrame({name: [1.0] for name in columns})
+    documented = [name for row in section("Measures") for name in re.findall(r"`(\w+)`", row.split("|")[1])]
+    assert sorted(documented) == sorted(accuracy_table(rows).columns)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
