@@ -30,7 +30,7 @@ WEATHER_SCHEMA: Final = pl.Schema(
 """Columns and types of `WeatherBatch.rows`: `RAW_WEATHER` without what is added on writing."""
 
 WEATHER_COLUMNS: Final = {
-    "temperature_c": ("temperature_c", "temperature", "temp", "temperature_2m"),
+    "temperature_c": ("temperature_c", "temperature", "temp_c", "temp", "temperature_2m"),
     "rain_mm": ("rain_mm", "rain"),
     "wind_kmh": ("wind_kmh", "wind", "wind_speed_10m"),
 }
@@ -158,7 +158,25 @@ class WeatherFiles:
         Raises:
             PermanentError: there is no file, or one is not such a file.
         """
-        return WeatherBatch(self._rows.filter(pl.col("service_date").is_between(first, last)))
+        rows = self._rows.filter(pl.col("service_date").is_between(first, last))
+        return WeatherBatch(rows, self._missing)
+
+    @cached_property
+    def _missing(self) -> tuple[SourceFault, ...]:
+        """Quantities that a file does not have, or has under a name nobody knows."""
+        return tuple(
+            SourceFault(
+                path.name,
+                "",
+                f"has no {name} (its columns are {', '.join(columns[:9])})",
+                f"name one {' or '.join(known[:3])}, or do without",
+                set_aside=False,
+            )
+            for path in self.paths
+            for columns in [_columns(path)]
+            for name, known in WEATHER_COLUMNS.items()
+            if not set(known) & set(columns)
+        )
 
     @cached_property
     def _rows(self) -> pl.DataFrame:
@@ -166,6 +184,12 @@ class WeatherFiles:
             raise PermanentError("weather file: no files are given; name them in BIKE_WEATHER_DATA")
         hours = pl.concat(_weather_file(path) for path in self.paths)
         return observed_rows(hours.unique("ts_utc", keep="last").sort("ts_utc"), self.name)
+
+
+def _columns(path: Path) -> list[str]:
+    return list(
+        pl.read_parquet_schema(path) if path.suffix == ".parquet" else pl.read_csv(path, n_rows=0).columns
+    )
 
 
 def _weather_file(path: Path) -> pl.DataFrame:

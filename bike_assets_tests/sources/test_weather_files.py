@@ -70,6 +70,18 @@ def test_what_is_no_weather_is_refused_in_one_line(tmp_path: Path, text: str, wo
     assert "\n" not in str(caught.value)
 
 
+def test_a_quantity_that_is_not_there_is_told(tmp_path: Path) -> None:
+    hours().rename({"temp": "degrees"}).write_parquet(tmp_path / "a.parquet")
+
+    batch = open_weather("file", data=[tmp_path / "a.parquet"]).read(DAY, DAY)
+
+    told = [fault.line() for fault in batch.faults]
+    assert len(told) == 2
+    assert "a.parquet: has no temperature_c (its columns are ts_utc, degrees, rain)" in told[0]
+    assert "has no wind_kmh" in told[1]
+    assert batch.rows.get_column("rain_mm").null_count() == 0
+
+
 def test_no_file_is_refused() -> None:
     with pytest.raises(PermanentError, match="BIKE_WEATHER_DATA"):
         open_weather("file").read(DAY, DAY)
