@@ -67,16 +67,16 @@ class _Kind(Enum):
     """Who rides past. Weekday and weekend profiles by local hour, before normalisation."""
 
     COMMUTER = (
-        (4, 2, 1, 1, 2, 8, 30, 85, 130, 80, 40, 38, 45, 45, 42, 48, 65, 110, 130, 90, 50, 30, 20, 10),
-        (12, 8, 6, 4, 3, 4, 7, 12, 20, 30, 38, 42, 42, 44, 50, 52, 52, 48, 42, 34, 26, 20, 17, 14),
+        (7, 4, 2, 2, 2, 6, 14, 50, 160, 140, 40, 32, 42, 42, 38, 40, 52, 100, 160, 135, 60, 32, 24, 16),
+        (20, 13, 11, 6, 5, 4, 4, 7, 14, 23, 29, 34, 40, 39, 41, 46, 47, 47, 48, 46, 36, 24, 20, 20),
     )
     LEISURE = (
-        (6, 4, 2, 2, 2, 4, 12, 25, 36, 34, 34, 40, 48, 48, 48, 52, 60, 70, 72, 60, 42, 28, 18, 10),
-        (16, 10, 7, 5, 4, 4, 8, 16, 32, 56, 82, 96, 92, 98, 116, 122, 116, 100, 78, 54, 36, 28, 22, 18),
+        (12, 8, 5, 3, 3, 4, 8, 25, 80, 80, 45, 42, 52, 54, 52, 52, 60, 76, 100, 94, 66, 44, 38, 28),
+        (30, 20, 17, 9, 7, 6, 8, 14, 30, 52, 66, 76, 84, 86, 94, 104, 106, 100, 90, 76, 58, 40, 34, 32),
     )
     MIXED = (
-        (6, 4, 2, 2, 2, 7, 24, 60, 88, 62, 40, 42, 50, 50, 48, 52, 64, 92, 100, 76, 48, 32, 22, 12),
-        (15, 10, 7, 5, 4, 5, 9, 16, 28, 44, 58, 66, 66, 70, 80, 84, 82, 74, 62, 46, 34, 26, 22, 18),
+        (10, 5, 4, 2, 2, 5, 10, 37, 126, 113, 42, 36, 46, 46, 43, 42, 53, 84, 131, 117, 63, 36, 30, 22),
+        (27, 18, 15, 8, 6, 5, 6, 9, 19, 31, 38, 45, 54, 52, 54, 61, 63, 63, 63, 62, 48, 32, 27, 27),
     )
 
 
@@ -335,7 +335,7 @@ def _site(seed: int, index: int) -> _Site:
     # Draws in a fixed order: adding one at the end leaves the city as it is.
     latitude, longitude = place.uniform(48.825, 48.895), place.uniform(2.27, 2.40)
     kind = tuple(_Kind)[int(place.integers(3))] if site_number >= 3 else tuple(_Kind)[site_number % 3]
-    level = float(np.exp(place.uniform(np.log(9.0), np.log(170.0))))
+    level = float(np.exp(place.uniform(np.log(22.0), np.log(270.0))))
     axis = _DIRECTIONS[int(place.integers(len(_DIRECTIONS)))]
     house = int(place.integers(1, 160))
     own = rng(seed, _COUNTER, 1, index)
@@ -346,7 +346,7 @@ def _site(seed: int, index: int) -> _Site:
         level=level * own.uniform(0.8, 1.2),
         morning=tide if index % 2 == 0 else -tide,
         growth=own.uniform(-0.02, 0.10),
-        dispersion=own.uniform(12.0, 40.0),
+        dispersion=own.uniform(40.0, 150.0),
         latitude=round(latitude, 5),
         longitude=round(longitude, 5),
         street=f"{house} {_STREETS[site_number % len(_STREETS)]}",
@@ -441,8 +441,8 @@ def _outage(seed: int, site: _Site, year: int, month: int) -> tuple[int, int, bo
     """The outage that begins in the month, if any: start (seconds), hours, missing rows rather than zeros."""
     draw = rng(seed, _EVENTS, 0, site.index, year, month)
     begin = int(draw.integers(672))
-    length = int(np.clip(draw.lognormal(3.3, 1.0), 5, _MAX_OUTAGE_HOURS))
-    missing, happens = bool(draw.random() < 0.5), bool(draw.random() < 0.25)
+    length = int(np.clip(draw.lognormal(4.1, 1.3), 5, _MAX_OUTAGE_HOURS))
+    missing, happens = bool(draw.random() < 0.5), bool(draw.random() < 0.10)
     start = int(datetime(year, month, 1, tzinfo=UTC).timestamp()) + 3600 * begin
     return (start, length, missing) if happens else None
 
@@ -459,7 +459,7 @@ def _events(seed: int, site: _Site, shared: _Month) -> _Events:
             mask[max(offset, 0) : max(offset + length, 0)] = True
     draw = rng(seed, _EVENTS, 1, site.index, year, month)
     lost = silent.copy()
-    silent |= draw.random(size) < 0.001
+    silent |= draw.random(size) < 0.00015
     spikes = {}
     if draw.random() < 0.06:
         spikes[int(draw.integers(size))] = int(draw.choice([512, 5349, 8190]))
