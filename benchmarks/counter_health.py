@@ -15,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from forecast_accuracy import load
 
+from bike_assets.core.calendar import local_columns
 from bike_assets.core.health import LOOKBACK_DAYS, State, counter_health, incidents
+from bike_assets.sources.archive import ArchiveSource
 from bike_assets.sources.simulator import SimulatorSource
 
 FIRST, LAST = date(2022, 6, 1), date(2024, 5, 31)
@@ -36,11 +37,13 @@ KEY = ["counter_id", "service_date"]
 def city(seed: int, counters: int) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Cleaned counts of a simulated city, and the counter-days on which it broke something."""
     source = SimulatorSource(seed=seed, counters=counters, first_day=FIRST, last_day=LAST)
-    rows = source.read(*source.span()).counts.sort("published_until")
-    counts = rows.unique(["counter_id", "ts_utc"], keep="last").with_columns(
-        local_hour=pl.col("ts_utc").dt.convert_time_zone("Europe/Paris").dt.hour().cast(pl.Int32),
-    )
-    return counts, source.faults(FIRST, LAST).select(KEY).unique()
+    return final(source.read(*source.span()).counts), source.faults(FIRST, LAST).select(KEY).unique()
+
+
+def final(published: pl.DataFrame) -> pl.DataFrame:
+    """The last published row of every counter and hour, on the wall clock."""
+    rows = published.sort("published_until").unique(["counter_id", "ts_utc"], keep="last")
+    return local_columns(rows)
 
 
 def plan(clean: pl.DataFrame, first: date, last: date, seed: int) -> pl.DataFrame:
@@ -166,7 +169,8 @@ def main() -> None:
     print(f"{days / spent:,.0f} counter-days a second\n")
     if not args.data:
         return
-    counts = load(args.data)
+    source = ArchiveSource(args.data)
+    counts = final(source.read(*source.span()).counts)
     daily = counts.group_by("service_date").len().filter(pl.col("len") >= 24 * 10)  # no stray rows
     first, *_, last = daily["service_date"].sort().to_list()
     result, health = trial(counts.filter(pl.col("service_date") >= first), first, last, 0)

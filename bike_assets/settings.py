@@ -63,6 +63,10 @@ class Settings(BaseSettings):
     simulator_counters: int = Field(12, ge=1, description="Counters of the simulated city")
     simulator_first_day: date = Field(date(2024, 4, 1), description="Its first local day with counts")
     simulator_last_day: date = Field(date(2024, 12, 31), description="Its last local day with counts")
+    simulator_scenario: str = Field(
+        "", description="What goes wrong in it: one of the scenarios of sources.md"
+    )
+    simulator_scenario_start: date = Field(date(2024, 12, 1), description="First local day of the scenario")
 
     weather: WeatherSetting = Field(
         "auto",

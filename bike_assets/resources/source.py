@@ -22,6 +22,8 @@ class CountsSourceResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     simulator_counters: int
     simulator_first_day: str
     simulator_last_day: str
+    simulator_scenario: str
+    simulator_scenario_start: str
     paris_portal: str
     paris_dataset: str
     refetch_days: int
@@ -37,6 +39,8 @@ class CountsSourceResource(dg.ConfigurableResource):  # type: ignore[type-arg]
             simulator_counters=settings.simulator_counters,
             simulator_first_day=settings.simulator_first_day.isoformat(),
             simulator_last_day=settings.simulator_last_day.isoformat(),
+            simulator_scenario=settings.simulator_scenario,
+            simulator_scenario_start=settings.simulator_scenario_start.isoformat(),
             paris_portal=settings.paris_portal,
             paris_dataset=settings.paris_dataset,
             refetch_days=settings.refetch_days,
@@ -56,6 +60,8 @@ class CountsSourceResource(dg.ConfigurableResource):  # type: ignore[type-arg]
             self.simulator_counters,
             date.fromisoformat(self.simulator_first_day),
             date.fromisoformat(self.simulator_last_day),
+            self.simulator_scenario or None,
+            date.fromisoformat(self.simulator_scenario_start) if self.simulator_scenario else None,
             Portal(
                 self.paris_portal,
                 self.paris_dataset,
@@ -135,6 +141,8 @@ def _open(
     counters: int,
     first_day: date,
     last_day: date,
+    scenario: str | None,
+    scenario_start: date | None,
     portal: Portal,
 ) -> CountsSource:
     return open_source(
@@ -144,5 +152,7 @@ def _open(
         counters=counters,
         first_day=first_day,
         last_day=last_day,
+        scenario=scenario,
+        scenario_start=scenario_start,
         portal=portal,
     )

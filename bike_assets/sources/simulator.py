@@ -61,6 +61,14 @@ class Scenario(StrEnum):
     """Every counter grows by half a percent of its old level a day, up to double."""
     NEW_COUNTER = "new_counter"
     """A counter nobody has seen before starts."""
+    STUCK_COUNTER = "stuck_counter"
+    """The first counter gives the same count again and again."""
+    STRIKE = "strike"
+    """For five days no trains: on working days four fifths more ride."""
+    LATE_CORRECTION = "late_correction"
+    """The first counter's days come as zeros, and a week later as they were."""
+    SCHEMA_CHANGE = "schema_change"
+    """The source gives neither site nor installation date any more."""
 
 
 class _Kind(Enum):
@@ -107,6 +115,7 @@ _ROLE_RENAMED, _ROLE_CORRECTED, _ROLE_REPLACED = 2, 3, 11
 _MAX_OUTAGE_HOURS = 24 * 20
 _CORRECTION_DELAY = timedelta(days=7)
 _GAP_BEFORE_REPLACEMENT = timedelta(days=20)
+_STRIKE_DAYS = 5
 _NEWCOMER = 960  # Index of the scenario's counter: out of every city's way, and without a role.
 
 
@@ -205,6 +214,10 @@ class SimulatorSource:
             .filter(pl.col("service_date") >= pl.col("since"), pl.col("service_date") < pl.col("until"))
             .sort(SORT_KEY, nulls_last=True)
         )
+        if self.scenario is Scenario.SCHEMA_CHANGE and self.scenario_start is not None:
+            lost = ("site_id", "site_name", "installation_date")
+            given = pl.col("service_date") < self.scenario_start
+            counts = counts.with_columns(pl.when(given).then(pl.col(lost)))
         if self.known_on is not None:
             counts = counts.filter(
                 pl.col("published_until").dt.convert_time_zone(LOCAL_TZ).dt.date() <= self.known_on
@@ -221,9 +234,11 @@ class SimulatorSource:
         first, last = max(first, self.first_day), min(last, self.last_day)
         rows = pl.concat(self._month_faults(year, month) for year, month in _months(first, last))
         rows = local_columns(rows.with_columns(pl.from_epoch("ts_utc", "s").cast(UTC_TIMESTAMP)))
+        # A renamed counter keeps its id.
+        lives = self._names.group_by("index", "counter_id").agg(pl.col("since").min(), pl.col("until").max())
         return (
             rows.filter(pl.col("service_date").is_between(first, last))
-            .join(self._names.select("index", "counter_id", "since", "until"), on="index")
+            .join(lives, on="index")
             .filter(pl.col("service_date") >= pl.col("since"))
             .with_columns(
                 fault=pl.when(pl.col("service_date") >= pl.col("until"))
@@ -276,10 +291,13 @@ class SimulatorSource:
                 counts[hour] += counts[hour - 1] if present[hour - 1] else 0
                 present[hour - 1] = False
             if site.index == _NEWCOMER and self.scenario_start is not None:
-                present &= np.array([day >= self.scenario_start for day in shared.days])[shared.day_index]
+                present &= self._begun(shared)
+            late = events.corrected
+            if self.scenario is Scenario.LATE_CORRECTION and site.index == 0:
+                late = late | self._begun(shared)
             values.append(counts)
             kept.append(present)
-            corrected.append(events.corrected & present)
+            corrected.append(late & present)
         return pl.DataFrame(
             {
                 "index": np.repeat([site.index for site in self._sites], len(shared.ts)),
@@ -289,6 +307,12 @@ class SimulatorSource:
                 "corrected": np.concatenate(corrected),
             }
         ).filter("kept")
+
+    def _begun(self, shared: _Month) -> _Bools:
+        """The hours of the scenario, none without one."""
+        start = self.scenario_start or date.max
+        begun: _Bools = np.array([day >= start for day in shared.days])[shared.day_index]
+        return begun
 
     def _with_scenario(self, site: _Site, shared: _Month, counts: _Ints) -> _Ints:
         if self.scenario is None or self.scenario_start is None or self.scenario is Scenario.NEW_COUNTER:
@@ -304,6 +328,11 @@ class SimulatorSource:
                 return counts + np.where(
                     begun, draw.binomial(counts, np.clip(0.005 * (age + 1), 0.0, 1.0)), 0
                 )
+            case Scenario.STRIKE:
+                riding = begun & (age < _STRIKE_DAYS) & ~shared.weekend
+                return counts + np.where(riding, draw.binomial(counts, 0.8), 0)
+            case Scenario.STUCK_COUNTER if site.index == 0:
+                return np.where(begun, max(round(site.level), 1), counts)
             case Scenario.HALVED_COUNTER if site.index == 0:
                 return np.where(begun, draw.binomial(counts, 0.5), counts)
             case Scenario.DEAD_COUNTER if site.index == 0:

@@ -298,6 +298,73 @@ def test_scenarios(
     assert all(others[0] <= value <= others[1] for value in ratio[1:])
 
 
+def after(scenario: Scenario, days: int = 14) -> pl.DataFrame:
+    source = SimulatorSource(first_day=FIRST, last_day=LAST, scenario=scenario, scenario_start=START)
+    return source.read(START - timedelta(days=days), START + timedelta(days=days)).counts
+
+
+def test_a_stuck_counter_repeats_one_count(counts: pl.DataFrame) -> None:
+    plain, disturbed = _scenario_totals(Scenario.STUCK_COUNTER, counts)
+    assert disturbed[1:].equals(plain[1:])
+    rows = after(Scenario.STUCK_COUNTER).filter(pl.col("service_date") >= START)
+    stuck = rows.filter(pl.col("counter_id") == plain["counter_id"][0])["hourly_count"]
+    assert stuck.filter(~stuck.is_in([0.0, 512.0, 5349.0, 8190.0])).n_unique() == 1
+
+
+def test_a_strike_is_five_days_on_which_more_ride_to_work(counts: pl.DataFrame) -> None:
+    _scenario_totals(Scenario.STRIKE, counts)
+    day = pl.col("service_date")
+    daily = after(Scenario.STRIKE).group_by(day).agg(pl.col("hourly_count").sum()).sort(day)
+    plain = (
+        counts.filter(day.is_in(daily["service_date"].implode()))
+        .group_by(day)
+        .agg(plain=pl.col("hourly_count").sum())
+    )
+    ratio = daily.join(plain, on="service_date").with_columns(ratio=pl.col("hourly_count") / pl.col("plain"))
+    strike = day.is_between(START, START + timedelta(days=4)) & (day.dt.weekday() < 6)
+    assert ratio.filter(strike)["ratio"].is_between(1.6, 1.9).all()
+    assert (ratio.filter(~strike)["ratio"] == 1).all()
+
+
+def test_a_late_correction_is_zeros_first_and_the_counts_a_week_later(counts: pl.DataFrame) -> None:
+    rows = after(Scenario.LATE_CORRECTION).filter(pl.col("service_date") >= START)
+    first = rows["counter_id"].min()
+    late = rows.filter(pl.col("counter_id") == first).sort("ts_utc", "published_until")
+    by_hour = late.group_by("ts_utc", maintain_order=True).agg("hourly_count", "published_until")
+    assert (by_hour["hourly_count"].list.len() == 2).all()
+    assert (by_hour["hourly_count"].list.first() == 0).all()
+    truth = counts.filter(pl.col("counter_id") == first).sort("published_until").unique("ts_utc", keep="last")
+    corrected = late.unique("ts_utc", keep="last").join(truth, on="ts_utc")
+    assert (corrected["hourly_count"] == corrected["hourly_count_right"]).all()
+    apart = by_hour.select(pl.col("published_until").list.last() - pl.col("published_until").list.first())
+    assert apart.to_series().dt.total_days().is_between(6, 7).all()
+
+
+def test_a_schema_change_loses_columns_and_no_counts(counts: pl.DataFrame) -> None:
+    rows = after(Scenario.SCHEMA_CHANGE)
+    lost = ["site_id", "site_name", "installation_date"]
+    begun = rows.filter(pl.col("service_date") >= START)
+    assert all(begun[name].null_count() == begun.height for name in lost)
+    assert all(rows.filter(pl.col("service_date") < START)[name].null_count() == 0 for name in lost)
+    key = ["counter_id", "ts_utc", "published_until", "hourly_count"]
+    assert begun.select(key).equals(
+        counts.filter(pl.col("service_date").is_between(START, begun["service_date"].max())).select(key)
+    )
+
+
+def test_what_the_simulator_broke_is_what_its_faults_say(counts: pl.DataFrame) -> None:
+    faults = SimulatorSource(first_day=FIRST, last_day=LAST).faults(FIRST, LAST)
+    key = ["counter_id", "ts_utc"]
+    final = counts.sort("published_until").unique(key, keep="last")
+    assert set(faults["fault"]) >= {"zero", "silent"}
+    zero = faults.filter(fault="zero").join(final, on=key)
+    assert zero.height > 0
+    assert (zero["hourly_count"] == 0).all()
+    assert (
+        faults.filter(pl.col("fault").is_in(["silent", "removed"])).join(final, on=key, how="semi").is_empty()
+    )
+
+
 def test_new_counter_scenario(counts: pl.DataFrame) -> None:
     plain, disturbed = _scenario_totals(Scenario.NEW_COUNTER, counts)
     added = set(disturbed.get_column("counter_id")) - set(plain.get_column("counter_id"))
