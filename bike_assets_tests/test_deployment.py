@@ -409,7 +409,7 @@ def test_make_alone_lists_every_target_on_a_line_of_its_own() -> None:
     ("target", "commands"),
     [
         ("check", ["ruff check", "ruff format --check", "mypy", "lint-imports"]),
-        ("test", ['pytest -m "not slow"']),
+        ("test", ['pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder']),
         ("test-all", ["pytest"]),
         ("demo", ['bike-assets demo --home ".bike"']),
         ("up", ['bike-assets up --home ".bike"']),
