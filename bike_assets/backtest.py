@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Final
 import polars as pl
 
 import bike_assets.core
+from bike_assets.assets.forecasting import believable_truth
 from bike_assets.backtest_report import report_html
 from bike_assets.core.affluence import affluence_table, reliability
 from bike_assets.core.backtest import (
@@ -156,14 +157,23 @@ def _source_state(settings: Settings) -> dict[str, Any]:
 
 
 def read_counts(settings: Settings, last: date | None = None) -> pl.DataFrame:
-    """The home's cleaned counts up to a day, as a backtest takes them."""
+    """The home's cleaned counts up to a day, as a backtest takes them.
+
+    A training learns from what `trained_model` learns from: no impossible count, no stuck or drifting counter.
+    """
     warehouse = DuckDBWarehouse(path=str(settings.warehouse_path))
     counts = warehouse.read(CLEANED_COUNTS, last=last, columns=COUNT_COLUMNS)
     if counts.is_empty():
         raise PermanentError(
             f"{settings.home} holds no counts{f' up to {last}' if last else ''}; run: bike-assets ingest"
         )
-    return counts.rechunk()
+    believable = believable_truth(warehouse, last or date.max)
+    return counts.join(
+        believable.select("counter_id", "ts_utc", is_believable=True),
+        on=["counter_id", "ts_utc"],
+        how="left",
+        maintain_order="left",
+    ).with_columns(pl.col("is_believable").fill_null(value=False))
 
 
 def read_weather(settings: Settings) -> pl.DataFrame:

@@ -165,7 +165,7 @@ def explain(
 ) -> None:
     """Why the champion forecasts what it does: the parts of one forecast, in bicycles that sum to it.
 
-    bike-assets explain --counter 900000001-950000001 --hour 2024-12-20T08:00
+    bike-assets explain --counter 900000000-950000001 --hour 2024-12-20T08:00
     """
     settings = read_settings(home)
     require_platform(settings)

@@ -41,7 +41,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     return settings
 
 
-def _fill(settings: Settings, counts: pl.DataFrame) -> None:
+def _fill(settings: Settings, counts: pl.DataFrame, **flags: pl.Expr) -> None:
     cleaned = counts.with_columns(
         published_count=pl.col("hourly_count"),
         is_outage=False,
@@ -49,7 +49,7 @@ def _fill(settings: Settings, counts: pl.DataFrame) -> None:
         is_stuck=False,
         revisions=1,
         published_until=pl.col("ts_utc"),
-    )
+    ).with_columns(**flags)
     DuckDBWarehouse(path=str(settings.warehouse_path)).replace(
         CLEANED_COUNTS, cleaned, FIRST, LAST + timedelta(days=1)
     )
@@ -107,6 +107,16 @@ def test_a_home_is_filled_when_it_has_nothing_or_another_source_is_named(
 def test_a_home_without_counts_of_the_period_says_so(tmp_path: Path) -> None:
     with pytest.raises(PermanentError, match="run: bike-assets ingest"):
         run_backtest(settings_of(tmp_path / "none"), CONFIG, mlflow=False)
+
+
+def test_a_training_learns_from_what_the_platform_learns_from(home: Settings, tmp_path: Path) -> None:
+    other = settings_of(tmp_path / "home")
+    spike = pl.col("ts_utc") == pl.col("ts_utc").max()
+    _fill(other, city(FIRST, LAST, counters=2), is_spike=spike)
+    counts = read_counts(other)
+    assert counts.filter(~pl.col("is_believable")).height == 2
+    assert counts.filter(pl.col("is_spike") == pl.col("is_believable")).is_empty()
+    assert read_counts(home)["is_believable"].all()
 
 
 @pytest.mark.slow

@@ -85,7 +85,8 @@ _COUNT_COLUMNS: Final = (
     "hourly_count",
 )
 COUNT_COLUMNS: Final = (*_COUNT_COLUMNS, *FLAGS)
-"""Columns of cleaned counts that a backtest reads."""
+"""Columns of cleaned counts that a backtest reads. `is_believable` stands beside them: whether a training may learn
+from the hour."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,7 @@ class TrainingData:
 
     Attributes:
         features: a sample of rows of the features of the training's issue dates.
-        truth: cleaned counts up to the end of training, without spikes.
+        truth: believable counts up to the end of training.
         counters: counter_id, mase_scale, mean_count (bicycles an hour) of those counts.
     """
 
@@ -225,7 +226,7 @@ def training_data(
     """What training on the evening of `origin.train_until` would find.
 
     Args:
-        counts: cleaned counts, `COUNT_COLUMNS`; what is later than the origin is left out here.
+        counts: cleaned counts, `COUNT_COLUMNS` and is_believable; what is later than the origin is left out here.
         origin: the training.
         config: `max_rows` and `seed` choose the sample.
         weather: what `told_weather` returns.
@@ -239,8 +240,7 @@ def training_data(
     sampled = [
         sample_rows(build_features(known, part, weather=weather), share, config.seed) for part in _parts(days)
     ]
-    # An impossible count is no truth to learn from.
-    truth = known.filter(~pl.col("is_spike"))
+    truth = known.filter("is_believable")
     means = truth.group_by("counter_id").agg(mean_count=pl.col("hourly_count").mean()).sort("counter_id")
     return TrainingData(
         features=pl.concat(sampled),

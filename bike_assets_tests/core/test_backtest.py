@@ -35,6 +35,7 @@ def _flagged(counts: pl.DataFrame) -> pl.DataFrame:
         is_outage=(pl.col("counter_id") == "c01") & (pl.col("service_date") == date(2024, 7, 3)),
         is_spike=pl.lit(False),
         is_stuck=pl.lit(False),
+        is_believable=pl.lit(True),
     )
 
 
@@ -131,10 +132,10 @@ def test_a_forecast_sees_nothing_from_its_issue_date_on(counts: pl.DataFrame, sc
     assert not scored.select(known).equals(other.select(known))  # later issue dates do see them
 
 
-def test_a_spike_is_no_truth_to_learn_from_but_is_scored(counts: pl.DataFrame) -> None:
+def test_training_learns_from_believable_hours_only(counts: pl.DataFrame) -> None:
     (origin,) = plan_origins(CONFIG, counts["service_date"].min())  # type: ignore[arg-type]
-    spikes = counts.with_columns(is_spike=pl.col("service_date") == date(2024, 6, 20))
-    data = training_data(spikes, origin, CONFIG.training)
+    odd = counts.with_columns(is_believable=pl.col("service_date") != date(2024, 6, 20))
+    data = training_data(odd, origin, CONFIG.training)
     assert date(2024, 6, 20) not in data.truth["service_date"]
 
 
