@@ -128,8 +128,8 @@ def model_card(facts: CardFacts, table: pl.DataFrame, backtest: Mapping[str, Any
         "intervals are conformal. One model for all counters and horizons.",
         "## Data",
         f"Issue dates {facts.trained_from} to {facts.trained_until}, {facts.counters} counters; data "
-        f"`{facts.data_hash[:16]}`, code `{facts.git_commit[:12]}`. Impossible counts, and days on which a counter was stuck or "
-        "drifting, were left out; outages were not. The counts hold no personal data.",
+        f"`{facts.data_hash[:16]}`, code `{facts.git_commit[:12]}`. Impossible counts, and days on which a counter was "
+        "stuck or drifting, were left out; outages were not. The counts hold no personal data.",
         f"## Accuracy on the last {facts.held_out_days} days of the training's counts",
         f"{hours:,} forecast hours, of a model fitted without these days. Errors are in bicycles an hour; skill is "
         "1 − RMSE / RMSE of the mean of the last four same hours of the week.",
