@@ -36,7 +36,7 @@ PARENTS = {
     "quarantined_counts": ["raw_counts"],
     "filled_counts": ["cleaned_counts"],
     "counters": ["cleaned_counts", "raw_counts"],
-    "features": ["cleaned_counts", "raw_weather"],
+    "features": ["cleaned_counts", "counters", "raw_weather"],
     "trained_model": ["counter_health", "features"],
     "champion": ["trained_model"],
     "predictions": ["champion", "features"],

@@ -17,6 +17,7 @@ from bike_assets.core.contracts import (
     CALIBRATIONS,
     CLEANED_COUNTS,
     COUNTER_HEALTH,
+    COUNTERS,
     PREDICTIONS,
     RAW_WEATHER,
     features_contract,
@@ -73,6 +74,7 @@ def build_features_asset(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsD
         deps=[
             dg.AssetDep("cleaned_counts", partition_mapping=KNOWN_AT_ISSUE),
             dg.AssetDep("raw_weather", partition_mapping=WEATHER_AT_ISSUE),
+            "counters",
         ],
         partitions_def=partitions,
         backfill_policy=dg.BackfillPolicy.single_run(),
@@ -80,7 +82,7 @@ def build_features_asset(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsD
         owners=[tags.ML_TEAM],
         kinds={"polars", "duckdb"},
         pool=tags.WAREHOUSE_POOL,
-        code_version="2",
+        code_version="3",
     )
     def features(context: dg.AssetExecutionContext, warehouse: DuckDBWarehouse) -> dg.MaterializeResult[None]:
         """What is known about every counter and coming hour when a forecast is issued.
@@ -98,10 +100,11 @@ def build_features_asset(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsD
         weather = warehouse.read(
             RAW_WEATHER, first - timedelta(days=LOOKBACK_DAYS), last, columns=WEATHER_CONTEXT_COLUMNS
         )
+        positions = warehouse.read(COUNTERS, columns=("counter_id", "latitude", "longitude"))
         rows = 0
         newest = FEATURES.empty()
         for start, end in chunks(first, last):
-            newest = build_features(counts, _days(start, end), weather=weather)
+            newest = build_features(counts, _days(start, end), weather=weather, positions=positions)
             warehouse.replace(FEATURES, newest, start, end)
             rows += newest.height
             context.log.info(f"features of issue dates {start} to {end}: {newest.height:,} rows")

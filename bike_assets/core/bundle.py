@@ -185,7 +185,13 @@ class Bundle:
         with self._lock:
             if day not in self._forecasts:
                 self._forecasts[day] = _compute(
-                    self._forecaster, self._context, self._weather, self._calibrations, self.info, day
+                    self._forecaster,
+                    self._context,
+                    self._weather,
+                    self._calibrations,
+                    self.counters,
+                    self.info,
+                    day,
                 )
             return self._forecasts[day]
 
@@ -243,7 +249,9 @@ def write_bundle(
             listed.write_parquet(folder / _COUNTERS)
             newest = _issue_dates(recent)[1]
             golden = _golden(
-                _compute(Forecaster.load(folder), recent, known_weather, _calibrations(kept), info, newest)
+                _compute(
+                    Forecaster.load(folder), recent, known_weather, _calibrations(kept), listed, info, newest
+                )
             )
             golden.write_parquet(folder / _GOLDEN)
             manifest = _manifest_bytes(folder, info, recent, golden)
@@ -351,10 +359,13 @@ def _compute(
     context: pl.DataFrame,
     weather: pl.DataFrame,
     calibrations: Mapping[date, Calibration],
+    counters: pl.DataFrame,
     info: BundleInfo,
     day: date,
 ) -> pl.DataFrame:
-    features = build_features(context, [day], horizons=info.horizons, tz=info.timezone, weather=weather)
+    features = build_features(
+        context, [day], horizons=info.horizons, tz=info.timezone, weather=weather, positions=counters
+    )
     return PREDICTIONS.conform(
         forecaster.predict(features, calibrations.get(day)).with_columns(
             pl.lit(info.model_name).alias("model_name"),

@@ -376,6 +376,7 @@ PREDICTIONS = TableContract(
         Column(
             "seasonal_naive", pl.Float64, "Baseline: the last same hour of the week known at issue", minimum=0
         ),
+        Column("basis", pl.String, "history, or neighbours where the counter has too little of its own"),
         Column("model_name", pl.String, "Registered model"),
         Column("model_version", pl.String, "Version of the registered model"),
         Column("run_id", pl.String, "MLflow run that trained it"),

@@ -35,7 +35,8 @@ BLOCK_DAYS = 14
 UNUSED_FEATURES: tuple[str, ...] = tuple(
     name
     for name in FEATURE_COLUMNS
-    if name.startswith("network") and name not in ("network_ratio_1d", "network_ratio_7d")
+    if name == "history_days"
+    or (name.startswith("network") and name not in ("network_ratio_1d", "network_ratio_7d"))
 )
 """Features no model may learn from: so much of the network's state names the very day, and days are then learned by
 heart. Counters without a past get their daily profile from them."""

@@ -28,6 +28,7 @@ from bike_assets.core.calendar import (
 from bike_assets.core.contracts import UTC_TIMESTAMP, features_contract
 from bike_assets.core.cube import Cube, count_cube, shift_days
 from bike_assets.core.errors import PermanentError
+from bike_assets.core.newcomers import borrow
 from bike_assets.core.quality import MASK_LOOKBACK_DAYS, dead_days, untrusted
 from bike_assets.core.weather import KnownWeather, feels_like, lay_out
 
@@ -97,6 +98,7 @@ OTHER_FEATURES: tuple[str, ...] = (
     "untrusted_share_28d",
     "dead_days",
     "known_days_28d",
+    "history_days",
     "weekend_ratio",
     "morning_share",
     "night_share",
@@ -143,6 +145,7 @@ FEATURE_COLUMNS: tuple[str, ...] = COUNT_FEATURES + OTHER_FEATURES + WEATHER_FEA
 
 _WORKDAY, _SATURDAY, _SUNDAY = 0, 1, 2
 _TYPE_WINDOW = 42
+_COUNTER_AXES = ("ih", "i", "th", "kh")
 _DAY = timedelta(days=1)
 
 Array = NDArray[np.float64]
@@ -225,6 +228,7 @@ def build_features(
     counter_ids: Sequence[str] | None = None,
     tz: str = LOCAL_TZ,
     weather: pl.DataFrame | None = None,
+    positions: pl.DataFrame | None = None,
 ) -> pl.DataFrame:
     """Features of every counter and every hour of the target days, as known on each issue date's morning.
 
@@ -239,6 +243,8 @@ def build_features(
         weather: rows of `RAW_WEATHER`: forecasts by issue date, observations by local day. Of an issue date
             only its own forecast and observations of earlier days are used. None, or missing hours, leave
             `WEATHER_FEATURES` null.
+        positions: counter_id, latitude, longitude of counters, as `COUNTERS` has them. A counter with little
+            history borrows from its neighbours (see `bike_assets.core.newcomers`), or from the whole city.
 
     Returns:
         Rows that keep `features_contract(FEATURE_COLUMNS)`, one for each real hour of each target day (23, 24
@@ -266,10 +272,21 @@ def build_features(
         present |= seen[:, at - k]
     values = _features(cube, axis, at, present)
     _weather_features(values, lay_out(weather, axis.days, issues, MAX_HORIZON, tz), axis, at)
+    wanted = set(counter_ids or ())
+    # Others lend to those asked for.
+    emitted = present | np.array([[name in wanted] for name in names])
+    features = _emit(values, names, issues, ahead, axis, emitted, tz)
+    single = [name for name in FEATURE_COLUMNS if name in values and values[name][0] in _COUNTER_AXES]
+    lent = set(single) - {"mean4", "seasonal_naive", "level_28d", "history_days", "known_days_28d"}
+    features = borrow(
+        features,
+        [name for name in COUNT_FEATURES if name in lent],
+        [name for name in OTHER_FEATURES if name in lent],
+        positions,
+    )
     if counter_ids is not None:
-        wanted = set(counter_ids)
-        present = np.repeat(np.array([[name in wanted] for name in names]), len(issues), axis=1)
-    return _emit(values, names, issues, ahead, axis, present, tz)
+        features = features.filter(pl.col("counter_id").is_in(list(wanted)))
+    return features
 
 
 def _features(cube: Cube, axis: _Days, at: Index, present: NDArray[np.bool_]) -> dict[str, tuple[str, Array]]:
@@ -288,7 +305,7 @@ def _features(cube: Cube, axis: _Days, at: Index, present: NDArray[np.bool_]) ->
     # Levels: the mean over hours of the day of each hour's own mean, so that missing nights do not lift it.
     hour_mean, means = _Mean(shape_ih), {}
     raw_mean, maximum = _Mean(shape_ih), np.full(shape_i, np.nan)
-    known_days = np.zeros(shape_i)
+    known_days, history = np.zeros(shape_i), np.zeros(shape_i)
     zeros = {1: np.zeros(shape_i), 7: np.zeros(shape_i)}
     known_hours = {1: np.zeros(shape_i), 7: np.zeros(shape_i)}
     untrusted_hours = np.zeros(shape_i)
@@ -302,6 +319,7 @@ def _features(cube: Cube, axis: _Days, at: Index, present: NDArray[np.bool_]) ->
         if k in (7, 28, 56):
             means[k] = hour_mean.result()
         maximum = np.fmax(maximum, day_max[:, at - k])
+        history += (~np.isnan(raw_day)).any(axis=2)
         if k <= 28:
             raw_mean.add(raw_day)
             known_days += (~np.isnan(day)).any(axis=2)
@@ -329,6 +347,7 @@ def _features(cube: Cube, axis: _Days, at: Index, present: NDArray[np.bool_]) ->
     out["untrusted_share_28d"] = ("i", untrusted_hours / (28 * 24))
     out["dead_days"] = ("i", dead)
     out["known_days_28d"] = ("i", known_days)
+    out["history_days"] = ("i", history)
     _week_features(out, cube, trusted, axis)
     _ratio_features(out, cube, trusted, at)
     _type_features(out, trusted, axis, at)

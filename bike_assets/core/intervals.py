@@ -35,6 +35,9 @@ MAX_ROWS = 40_000
 COUNTER_DAYS = 7.0
 """A counter with errors of this many days is believed by half, as against the pool of all."""
 
+NEWCOMER_WIDENING = 1.5
+"""By how much intervals of newcomers are wider, until errors of their own say more."""
+
 ERROR_COLUMNS: Final = ("service_date", "counter_id", "target_ts", "horizon", "hourly_count", "forecast")
 """Issue date, counter, hour, days ahead, truth and forecast."""
 

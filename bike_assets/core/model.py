@@ -25,6 +25,7 @@ from bike_assets.core.intervals import (
     ERROR_COLUMNS,
     LEVEL_EDGES,
     MIN_CLASS_ROWS,
+    NEWCOMER_WIDENING,
     Array,
     Calibration,
     calibrate,
@@ -32,6 +33,7 @@ from bike_assets.core.intervals import (
     recalibrate,
 )
 from bike_assets.core.metrics import join_truth
+from bike_assets.core.newcomers import BASES, MIN_HISTORY_DAYS
 
 __all__ = [
     "AFFLUENCE_FILE",
@@ -156,7 +158,8 @@ class Forecaster:
 
         Returns:
             service_date, counter_id, target_ts, horizon, forecast, lower_80, upper_80, lower_90, upper_90,
-            mean4, seasonal_naive in the order of the rows; numbers are Float64, finite and not negative, and
+            mean4, seasonal_naive and basis (one of `newcomers.BASES`) in the order of the rows; numbers are
+            Float64, finite and not negative, and
             lower_90 <= lower_80 <= forecast <= upper_80 <= upper_90.
 
         Raises:
@@ -205,14 +208,18 @@ class Forecaster:
     ) -> pl.DataFrame:
         columns: dict[str, Array] = {"forecast": forecast}
         horizon, counter_ids = features["horizon"].to_numpy(), features["counter_id"]
+        newcomer = (features["history_days"] < MIN_HISTORY_DAYS).fill_null(False).to_numpy()
         for coverage in COVERAGES:
             low, high = interval(calibration, forecast, horizon, coverage, counter_ids)
+            low = np.where(newcomer, np.maximum(forecast - (forecast - low) * NEWCOMER_WIDENING, 0.0), low)
+            high = np.where(newcomer, forecast + (high - forecast) * NEWCOMER_WIDENING, high)
             columns[f"lower_{coverage}"], columns[f"upper_{coverage}"] = low, high
         columns["lower_90"] = np.minimum(columns["lower_90"], columns["lower_80"])
         columns["upper_90"] = np.maximum(columns["upper_90"], columns["upper_80"])
         return features.select("service_date", "counter_id", "target_ts", "horizon").with_columns(
             *(pl.Series(name, values, dtype=pl.Float64) for name, values in columns.items()),
             *(features[name].cast(pl.Float64) for name in ("mean4", "seasonal_naive")),
+            basis=pl.Series(np.where(newcomer, BASES[1], BASES[0]), dtype=pl.String),
         )
 
     @property

@@ -165,6 +165,7 @@ def predictions() -> pl.DataFrame:
                 "upper_90": [25.0] * 2,
                 "mean4": [23.0] * 2,
                 "seasonal_naive": [1.0] * 2,
+                "basis": ["history"] * 2,
                 "model_name": ["m"] * 2,
                 "model_version": ["4"] * 2,
                 "run_id": ["r"] * 2,

@@ -99,7 +99,7 @@ def good_predictions() -> pl.DataFrame:
     return PREDICTIONS.conform(
         hours(2, 2, horizons=7).with_columns(
             forecast=count, lower_80=count - 5, upper_80=count + 5, lower_90=count - 9, upper_90=count + 9,
-            mean4=count, seasonal_naive=count, model_name=pl.lit("m"),
+            mean4=count, seasonal_naive=count, basis=pl.lit("history"), model_name=pl.lit("m"),
             model_version=pl.lit("1"), run_id=pl.lit("r"),
         )
     )  # fmt: skip

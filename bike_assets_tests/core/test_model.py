@@ -53,7 +53,7 @@ def predictions(model: Forecaster, counts: pl.DataFrame) -> pl.DataFrame:
 
 
 def test_predictions_have_their_columns_and_their_order(predictions: pl.DataFrame) -> None:
-    assert predictions.columns == ["service_date", "counter_id", "target_ts", "horizon", *NUMBERS]
+    assert predictions.columns == ["service_date", "counter_id", "target_ts", "horizon", *NUMBERS, "basis"]
     for name in NUMBERS:
         assert predictions.schema[name] == pl.Float64
         assert predictions[name].null_count() == 0

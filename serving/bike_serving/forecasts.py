@@ -57,15 +57,15 @@ class ForecastTable:
         """Make the table from rows of the PREDICTIONS contract; at least one."""
         rows: dict[str, dict[datetime, str]] = {}
         hours: dict[datetime, str] = {}
-        for counter_id, target_ts, horizon, *values in forecast.select(
-            "counter_id", "target_ts", "horizon", *_VALUES
+        for counter_id, target_ts, horizon, basis, *values in forecast.select(
+            "counter_id", "target_ts", "horizon", "basis", *_VALUES
         ).iter_rows():
             # One object an hour for all counters, with a time zone that costs nothing to hash.
             hour = datetime.fromtimestamp(target_ts.timestamp(), UTC)
             numbers = "".join(f',"{name}":{value!r}' for name, value in zip(_VALUES, values, strict=True))
             text = hours.setdefault(hour, dumps(iso(hour)))
             rows.setdefault(counter_id, {})[hour] = (
-                f'{{"counter_id":{dumps(counter_id)},"target_ts":{text},"horizon":{horizon}{numbers}}}'
+                f'{{"counter_id":{dumps(counter_id)},"target_ts":{text},"horizon":{horizon}{numbers},"basis":"{basis}"}}'
             )
         return cls(issue_date, (min(hours), max(hours)), rows)
 

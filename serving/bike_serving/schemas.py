@@ -5,7 +5,7 @@ Belongs here: their fields, limits and examples. Does not belong here: anything 
 
 import re
 from datetime import UTC, date, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StrictStr
 
@@ -92,6 +92,9 @@ class Forecast(BaseModel):
     upper_80: float = Field(ge=0, examples=[212.5])
     lower_90: float = Field(ge=0, examples=[139.75])
     upper_90: float = Field(ge=0, examples=[228.0])
+    basis: Literal["history", "neighbours"] = Field(
+        description="neighbours: the counter has too little history of its own, and intervals are wider"
+    )
 
 
 class PredictResponse(BaseModel):
