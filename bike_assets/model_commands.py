@@ -257,6 +257,7 @@ def _print_explanation(result: dict[str, Any]) -> None:
         f"{result['model']}: {result['forecast']:.1f} bicycles (80 %: {result['lower_80']:.0f} to "
         f"{result['upper_80']:.0f}; {counted})",
         highlight=False,
+        markup=False,
     )
     table = Table(box=None)
     for name in ("part", "value", "factor", "bicycles"):
