@@ -10,12 +10,14 @@ import dagster as dg
 import polars as pl
 import pytest
 
-from bike_assets.assets.forecasting import TRAINING_TABLES, believable_truth
-from bike_assets.core.bundle import load_bundle, load_public_key
-from bike_assets.core.contracts import CLEANED_COUNTS, PREDICTIONS, features_contract
+from bike_assets.assets.forecasting import TRAINING_TABLES, believable_truth, training_config
+from bike_assets.core.bundle import WEATHER_CONTEXT_COLUMNS, load_bundle, load_public_key
+from bike_assets.core.contracts import CLEANED_COUNTS, COUNTERS, PREDICTIONS, RAW_WEATHER, features_contract
 from bike_assets.core.features import FEATURE_COLUMNS, FEATURE_LOOKBACK_DAYS, build_features, sample_rows
-from bike_assets.core.model import Forecaster, TrainConfig
+from bike_assets.core.intervals import ERROR_COLUMNS
+from bike_assets.core.model import Forecaster
 from bike_assets.home import open_instance
+from bike_assets.resources.registry import ModelRegistry
 from bike_assets.resources.snapshots import SnapshotStore, Taking
 from bike_assets.resources.warehouse import DuckDBWarehouse
 from bike_assets.status import describe_champion
@@ -236,14 +238,29 @@ def champion(demo_home: DemoHome) -> Forecaster:
     return Forecaster.load(folder)
 
 
+def _features_known(warehouse: DuckDBWarehouse, last: date, issue_dates: list[date]) -> pl.DataFrame:
+    """Features from what was known on the morning after a day, with nothing later in reach."""
+    weather = warehouse.read(RAW_WEATHER, last=last + timedelta(days=1), columns=WEATHER_CONTEXT_COLUMNS)
+    return build_features(
+        warehouse.read(CLEANED_COUNTS, last=last),
+        issue_dates,
+        weather=weather.filter((pl.col("kind") == "forecast") | (pl.col("service_date") <= last)),
+        positions=warehouse.read(COUNTERS, columns=("counter_id", "latitude", "longitude")),
+    )
+
+
 @pytest.mark.parametrize("issue_date", [date(2024, 12, 4), date(2024, 12, 25), NEWEST_ISSUE])
 def test_a_vintage_knows_nothing_of_its_issue_date_or_later(
-    warehouse: DuckDBWarehouse, champion: Forecaster, issue_date: date
+    demo_home: DemoHome, warehouse: DuckDBWarehouse, champion: Forecaster, issue_date: date
 ) -> None:
-    """From counts that end the evening before, the very same forecast comes out."""
-    known = warehouse.read(CLEANED_COUNTS, last=issue_date - timedelta(days=1))
-    assert known["service_date"].max() == issue_date - timedelta(days=1)
-    again = champion.predict(build_features(known, [issue_date]))
+    """From counts that end the evening before, the very same forecast comes out, intervals included."""
+    evening = issue_date - timedelta(days=1)
+    known = warehouse.read(CLEANED_COUNTS, last=evening)
+    assert known["service_date"].max() == evening
+    registry = ModelRegistry.from_settings(demo_home.settings)
+    held_out = registry.load_holdout(registry.champion()).select(ERROR_COLUMNS)
+    features = _features_known(warehouse, evening, days(TRAIN_UNTIL + timedelta(days=1), issue_date))
+    again = champion.issue(features, known, held_out)[0].filter(service_date=issue_date)
     kept = warehouse.read(PREDICTIONS, issue_date, issue_date)
     keys = ["counter_id", "target_ts", "horizon"]
     assert kept.select(*keys, *VALUES).sort(keys).equals(again.select(*keys, *VALUES).sort(keys))
@@ -255,14 +272,14 @@ def test_training_saw_nothing_after_its_end(
 ) -> None:
     """Trained again from counts that end on that day, the model forecasts the same to the last digit."""
     settings = demo_home.settings
-    known = warehouse.read(CLEANED_COUNTS, last=TRAIN_UNTIL)
-    issue_dates = days(FIRST + timedelta(days=FEATURE_LOOKBACK_DAYS), TRAIN_UNTIL)
-    features = build_features(known, issue_dates)
+    features = _features_known(
+        warehouse, TRAIN_UNTIL, days(FIRST + timedelta(days=FEATURE_LOOKBACK_DAYS), TRAIN_UNTIL)
+    )
     rows = sample_rows(features, min(1.0, settings.training_rows / features.height), settings.seed)
     again = Forecaster().fit(
         rows.sort("service_date", "counter_id", "target_ts"),
         believable_truth(warehouse, TRAIN_UNTIL),
-        TrainConfig(iterations=settings.iterations, max_rows=settings.training_rows, seed=settings.seed),
+        training_config(settings),
     )
     later = warehouse.read(FEATURES, TRAIN_UNTIL + timedelta(days=1), NEWEST_ISSUE)
     assert again.predict(later).equals(champion.predict(later))
