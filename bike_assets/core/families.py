@@ -58,6 +58,7 @@ class TrainConfig:
         depth: depth of the (symmetric) trees (catboost).
         learning_rate: shrinkage of each tree (catboost).
         l2_leaf_reg: L2 regularisation of leaf values (catboost).
+        border_count: values that a feature is binned into; more cost time and bring no accuracy (catboost).
         tweedie_power: variance power of the loss, 1 (Poisson) to 2 (gamma) (catboost).
         forest_trees: trees of the random forest.
         forest_leaf: fewest rows in a leaf of it.
@@ -82,6 +83,7 @@ class TrainConfig:
     depth: int = 6
     learning_rate: float = 0.1
     l2_leaf_reg: float = 5.0
+    border_count: int = 64
     tweedie_power: float = 1.5
     forest_trees: int = 60
     forest_leaf: int = 20
@@ -186,6 +188,7 @@ class CatBoostFamily:
                 depth=config.depth,
                 learning_rate=config.learning_rate,
                 l2_leaf_reg=config.l2_leaf_reg,
+                border_count=config.border_count,
                 random_seed=config.seed + member,
                 thread_count=config.thread_count,
                 ignored_features=list(UNUSED_FEATURES),
