@@ -68,11 +68,12 @@ def demo(
     bike-assets demo --source archive --data comptage-velo-2023.csv.gz comptage-velo-2024.csv.gz
     """
     settings = read_settings(home, source, [*(data or []), *(more or [])])
-    from bike_assets.demo import run_demo
     from bike_assets.home import remember_source
 
     remember_source(settings)
     with session(settings, debug) as (definitions, instance), progress() as say:
+        from bike_assets.demo import run_demo
+
         result = run_demo(
             settings,
             definitions,
@@ -206,9 +207,9 @@ def up(
 
     remember_source(settings)
     if not (settings.bundles_dir.is_dir() and any(settings.bundles_dir.iterdir())):
-        from bike_assets.demo import run_demo
-
         with session(settings, debug) as (definitions, instance), progress() as say:
+            from bike_assets.demo import run_demo
+
             run_demo(settings, definitions, instance, progress=say)
     prepare(settings)
     recover(settings)

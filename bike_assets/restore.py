@@ -104,7 +104,7 @@ def what_to_make_again(warehouse: DuckDBWarehouse, changed: dict[str, list[date]
         newest = warehouse.query(f"SELECT max(service_date) FROM {CLEANED_COUNTS.relation}").item()  # noqa: S608
     until = min(cleaned[-1] + timedelta(days=health.LOOKBACK_DAYS), newest or cleaned[-1])
     if cleaned[0] <= until:
-        commands.append(["counter_health", "--from", f"{cleaned[0]}", "--to", f"{until}"])
+        commands.append(["counter_health", "filled_counts", "--from", f"{cleaned[0]}", "--to", f"{until}"])
     features = features_contract(FEATURE_COLUMNS)
     if warehouse.exists(features):
         newest = warehouse.query(f"SELECT max(service_date) FROM {features.relation}").item()  # noqa: S608

@@ -173,11 +173,18 @@ def without_runs(found: Mapping[str, pl.DataFrame]) -> dict[str, pl.DataFrame]:
     }
 
 
+MAY_BE_EMPTY = {
+    "bike_traffic_analytics.export_differences",  # the simulated city's exports agree
+    "bike_traffic_analytics.quarantined_counts",  # and it has no stray rows
+    "monitoring_audit.counter_incidents",
+}
+
+
 def assert_same_tables(one: Mapping[str, pl.DataFrame], other: Mapping[str, pl.DataFrame]) -> None:
     """The same tables with the same rows, to the last digit."""
     assert one.keys() == other.keys()
     for name in one:
-        assert one[name].height > 0, f"{name} is empty"
+        assert one[name].height > 0 or name in MAY_BE_EMPTY, f"{name} is empty"
         assert one[name].equals(other[name]), f"{name} differs"
 
 

@@ -119,7 +119,7 @@ def test_what_was_made_from_the_former_rows_is_named(
 
     assert restore(settings, instance, kept)["rematerialize"] == [
         ["counters", "forecast_accuracy"],
-        ["counter_health", "--from", str(day), "--to", str(LAST)],
+        ["counter_health", "filled_counts", "--from", str(day), "--to", str(LAST)],
         ["features", "--from", "2024-05-26", "--to", str(min(newest, day + timedelta(days=LOOKBACK_DAYS)))],
         ["trained_model", "champion"],
     ]
