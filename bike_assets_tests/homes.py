@@ -44,6 +44,8 @@ RUN_SECONDS = 900
 
 ABOUT_THE_RUN: Mapping[str, Sequence[str]] = {
     "bike_traffic_raw.raw_counts": ("ingested_at",),
+    "bike_traffic_raw.raw_weather": ("ingested_at",),
+    "bike_traffic_predictions.calibrations": ("run_id",),
     "bike_traffic_predictions.predictions": ("run_id", "model_version"),
     "bike_traffic_analytics.forecast_accuracy": ("model_version",),
     "bike_traffic_analytics.model_history": ("run_id", "model_version"),
