@@ -670,7 +670,9 @@ def sample_rows(features: pl.DataFrame, fraction: float, seed: int = 0) -> pl.Da
     hour = (features["target_ts"].dt.epoch("s").to_numpy().astype(np.int64) // 3600).astype(np.uint64)
     mixed = _mix(counter ^ _mix(issue ^ _mix(hour ^ _mix(np.full(len(hour), seed, dtype=np.uint64)))))
     keep = (mixed >> np.uint64(11)).astype(np.float64) / 2.0**53 < fraction
-    return features.filter(pl.Series(keep))
+    kept = features.filter(pl.Series(keep))
+    # Filtered text keeps the text of every row in memory; written anew, a sample is as small as it looks.
+    return kept.with_columns(counter_id=pl.Series(kept["counter_id"].to_list(), dtype=pl.String))
 
 
 def drop_weather(features: pl.DataFrame, share: float, seed: int = 0) -> pl.DataFrame:
