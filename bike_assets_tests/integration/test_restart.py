@@ -117,6 +117,19 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+def test_killed_in_raw_counts_and_ingested_again(tmp_path: Path, undisturbed: Path) -> None:
+    home = tmp_path / "home"
+    with started("ingest", "--home", home, env=TINY_CITY) as process:
+        wait_for_step(home, "raw_counts", set(), process)
+        time.sleep(0.1)
+        assert process.poll() is None, "was done before it could be killed"
+        kill(process, group=True)
+    again = bike_assets("ingest", "--home", home, "--json", env=TINY_CITY)
+    assert again.returncode == 0, again.stderr
+    assert_same_tables(without_runs(tables(home)), without_runs(tables(undisturbed)))
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for dbt in /proc")
 @pytest.mark.parametrize(
     "group", [pytest.param(True, marks=pytest.mark.soak), False], ids=["dbt dies too", "dbt lives on"]
