@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
-from bike_serving import api, problems
+from bike_serving import problems, routes
 from bike_serving.champion import ChampionHolder
 from bike_serving.metrics import Metrics, ModelLabels, RequestMetrics
 from bike_serving.registry import MlflowRegistry
@@ -38,7 +38,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.holder, app.state.metrics = holder, metrics
-    app.include_router(api.router)
+    routes.install(app)
     problems.install(app)
     app.add_middleware(problems.BodyLimit, limit=MAX_BODY_BYTES)
     app.add_middleware(RequestMetrics, metrics=metrics)

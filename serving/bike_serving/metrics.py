@@ -122,7 +122,7 @@ class RequestMetrics:
         try:
             await self._app(scope, receive, noting_status)
         finally:
-            route = getattr(scope.get("route"), "path", "unmatched")
+            route = getattr(scope.get("route"), "path", "unmatched").removeprefix("/v1")
             method = scope["method"] if scope["method"] in _METHODS else "other"
             self._metrics.requests.labels(route, method, str(status)).inc()
             self._metrics.latency.labels(route, method).observe(time.perf_counter() - began)

@@ -208,7 +208,7 @@ def test_the_documentation_has_examples_that_validate(api):
     document = api.get("/openapi.json").json()
     example = document["components"]["schemas"]["PredictRequest"]["examples"][0]
     refused(api.post("/predict", json=example), 404, example["counter_ids"][0])
-    responses = document["paths"]["/predict"]["post"]["responses"]
+    responses = document["paths"]["/v1/predict"]["post"]["responses"]
     assert set(responses) == {"200", "400", "404", "413", "422", "503"}
     assert list(responses["422"]["content"]) == ["application/problem+json"]
     assert api.get("/", follow_redirects=False).headers["location"] == "/docs"

@@ -1,0 +1,43 @@
+"""What operators and their machines ask: health, metrics, documentation. These routes have no version.
+
+Belongs here: the state of the service. Does not belong here: forecasts, models.
+"""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import RedirectResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from bike_serving.routes.common import NOT_LOADED, Current, holder_of, metrics_of, problems
+from bike_serving.schemas import Health
+
+router = APIRouter()
+
+
+@router.get("/health", response_model=Health, responses=problems(**NOT_LOADED))
+async def health(champion: Current, request: Request) -> dict[str, Any]:
+    """Whether the service can answer. 503 until a model is loaded."""
+    status = holder_of(request).status
+    return {
+        "status": "degraded" if status.error else "ok",
+        "reason": status.error,
+        "model": vars(champion.ref),
+        "issue_date": champion.bundle.issue_date,
+        "bundle_age_seconds": (datetime.now(UTC) - champion.bundle.info.created_at).total_seconds(),
+        "loaded_at": champion.loaded_at,
+        "last_poll": {"at": status.at, "error": status.error},
+    }
+
+
+@router.get("/metrics", response_class=Response)
+async def metrics(request: Request) -> Response:
+    """Metrics in Prometheus' text format."""
+    return Response(metrics_of(request).text(), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/", include_in_schema=False)
+async def index() -> RedirectResponse:
+    """People are shown the documentation."""
+    return RedirectResponse("/docs")
