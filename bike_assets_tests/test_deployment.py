@@ -50,7 +50,8 @@ def _mounts(service: dict[str, Any]) -> dict[str, tuple[str, bool]]:
 
 def _clean_environment(path: str | None = None) -> dict[str, str]:
     """This process's environment as a new terminal has it: make and uv leave their own settings in it."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS", "UV_", "VIRTUAL_ENV"))}
+    left = ("MAKE", "MFLAGS", "UV_", "VIRTUAL_ENV", "ARGS", "HOME_DIR", "WORKERS")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(left)}
     return kept if path is None else {**kept, "PATH": path}
 
 
