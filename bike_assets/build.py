@@ -9,10 +9,10 @@ from typing import Any
 import dagster as dg
 from dagster_dbt import DbtProject
 
+from bike_assets.assets.champion import build_champion
 from bike_assets.assets.counter_health import build_counter_health
 from bike_assets.assets.filled_counts import build_filled_counts
 from bike_assets.assets.forecasting import (
-    build_champion,
     build_features_asset,
     build_predictions,
     build_trained_model,

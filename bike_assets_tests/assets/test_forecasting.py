@@ -13,15 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
+from bike_assets.assets.champion import build_champion, judge
 from bike_assets.assets.forecasting import (
     CHUNK_DAYS,
     FEATURES,
     believable_truth,
-    build_champion,
     build_features_asset,
     build_predictions,
     chunks,
-    judge,
     newest_day,
     training_rows,
 )
