@@ -142,6 +142,11 @@ class Bundle:
         self._forecasts: dict[date, pl.DataFrame] = {}
         self._lock = threading.Lock()
 
+    @property
+    def model_type(self) -> str:
+        """Name of the model's family."""
+        return self._forecaster.config.family
+
     def forecast(
         self, counter_ids: Sequence[str] | None = None, issue_date: date | None = None
     ) -> pl.DataFrame:

@@ -2,14 +2,14 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, time
 from importlib.metadata import version
 
 from fastapi import FastAPI
 
 from bike_serving import problems, routes
 from bike_serving.champion import ChampionHolder
-from bike_serving.metrics import Metrics, ModelLabels, RequestMetrics
+from bike_serving.fast_path import FastPredict
+from bike_serving.metrics import Metrics, RequestMetrics
 from bike_serving.registry import MlflowRegistry
 from bike_serving.schemas import MAX_BODY_BYTES
 from bike_serving.settings import Settings
@@ -23,7 +23,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         settings.mlflow_url, settings.model_name, settings.alias, settings.registry_timeout_seconds
     )
     holder = ChampionHolder(settings, registry, metrics)
-    metrics.watch_model(lambda: _labels(holder))
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -40,17 +39,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.holder, app.state.metrics = holder, metrics
     routes.install(app)
     problems.install(app)
+    # Each stands around those before it.
+    app.add_middleware(FastPredict, holder=holder, metrics=metrics)
     app.add_middleware(problems.BodyLimit, limit=MAX_BODY_BYTES)
     app.add_middleware(RequestMetrics, metrics=metrics)
     return app
-
-
-def _labels(holder: ChampionHolder) -> ModelLabels | None:
-    champion = holder.current
-    if champion is None:
-        return None
-    return ModelLabels(
-        labels=vars(champion.ref),
-        created_at=champion.bundle.info.created_at,
-        issue_date=datetime.combine(champion.bundle.issue_date, time(), UTC),
-    )

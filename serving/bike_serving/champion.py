@@ -4,21 +4,23 @@ Belongs here: which bundle serves now, why a newer one does not, and the thread 
 here: HTTP, and what makes a bundle trustworthy (`bike_assets.core.bundle`).
 """
 
-import json
 import logging
-import os
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
+from datetime import time as dt_time
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from bike_assets.core.bundle import BUNDLE_ID_PATTERN, Bundle, load_bundle, load_public_key
 from bike_assets.core.errors import BikeError, BundleError
 from bike_serving.forecasts import ForecastTable, dumps, iso
-from bike_serving.metrics import Metrics
+from bike_serving.guard import Record, worse
+from bike_serving.memory import Memory
+from bike_serving.metrics import Metrics, ServedModel
 from bike_serving.registry import ModelRef
 from bike_serving.settings import Settings
 
@@ -40,23 +42,42 @@ class Registry(Protocol):
         """Give resources back."""
 
 
+class Answer(NamedTuple):
+    """The body of an answer and how many forecasts it holds."""
+
+    body: bytes
+    forecasts: int
+
+
 class Champion:
     """One loaded bundle with everything a request needs. Never changes its answers."""
 
     def __init__(self, ref: ModelRef, bundle: Bundle) -> None:
         self.ref = ref
         self.bundle = bundle
+        self.model_type = bundle.model_type
         self.loaded_at = datetime.now(UTC)
-        self._newest = ForecastTable.of(bundle.issue_date, bundle.forecast())
+        self.serving_since = 0.0
+        self.record = Record()
+        self.newest = ForecastTable.of(bundle.issue_date, bundle.forecast())
         self._older: OrderedDict[date, ForecastTable] = OrderedDict()
         self._lock = threading.Lock()
         self.ref_json = dumps(asdict(ref))
         self.counters_json = self._counters()
 
+    @property
+    def told(self) -> ServedModel:
+        """What metrics tell of it."""
+        return ServedModel(
+            **asdict(self.ref),
+            created_at=self.bundle.info.created_at.timestamp(),
+            issue_date=datetime.combine(self.bundle.issue_date, dt_time(), UTC).timestamp(),
+        )
+
     def ready_table(self, issue_date: date | None) -> ForecastTable | None:
         """The look-up table of an issue date (None: the newest) if it needs no computing."""
         if issue_date in (None, self.bundle.issue_date):
-            return self._newest
+            return self.newest
         return self._older.get(issue_date) if issue_date else None
 
     def table(self, issue_date: date) -> ForecastTable:
@@ -74,13 +95,23 @@ class Champion:
                 self._older.popitem(last=False)
             return table
 
+    def answer(self, table: ForecastTable, counter_ids: Sequence[str], hours: Sequence[datetime]) -> Answer:
+        """The answer to a request: forecasts of one table of this champion; repetitions are answered once.
+
+        Raises:
+            UnknownCountersError, OutsideWindowError: naming everything that has no forecast.
+        """
+        found = table.look_up(list(dict.fromkeys(counter_ids)), list(dict.fromkeys(hours)))
+        head = f'{{"model":{self.ref_json},"issue_date":"{table.issue_date_text}","forecasts":['
+        return Answer(b"".join((head.encode(), b",".join(found), b"]}")), len(found))
+
     def _counters(self) -> str:
         columns = ("counter_id", "counter_name", "site_name", "latitude", "longitude", "last_seen")
         counters = [
             {
                 **row,
                 "last_seen": iso(row["last_seen"]),
-                "has_forecast": row["counter_id"] in self._newest.rows,
+                "has_forecast": row["counter_id"] in self.newest.rows,
             }
             for row in self.bundle.counters.select(columns).iter_rows(named=True)
         ]
@@ -103,15 +134,17 @@ class _Rejection:
 
 
 class ChampionHolder:
-    """Holds the champion that serves. `current` is read once a request; only `refresh` replaces it."""
+    """Holds the champion that serves. `current` is read once a request; only the looking thread replaces it."""
 
     def __init__(self, settings: Settings, registry: Registry, metrics: Metrics) -> None:
         self.current: Champion | None = None
         self.status = PollStatus()
         self._settings, self._registry, self._metrics = settings, registry, metrics
+        self._memory = Memory(settings.state_folder)
+        self._previous: Champion | None = None
         self._rejections: dict[ModelRef, _Rejection] = {}
         self._first_wait = settings.poll_seconds
-        self._stop = threading.Event()
+        self._stop, self._look_now = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._poll, name="champion-poll", daemon=True)
 
     def start(self) -> None:
@@ -121,25 +154,33 @@ class ChampionHolder:
     def stop(self) -> None:
         """End the thread; a bundle being loaded is finished first, for at most some seconds."""
         self._stop.set()
+        self._look_now.set()
         self._thread.join(timeout=10)
         self._registry.close()
+
+    def look_soon(self) -> None:
+        """Look now instead of at the end of `poll_seconds`: the registry said that something changed."""
+        self._look_now.set()
 
     def refresh(self) -> None:
         """Look once. Never raises: whatever fails, what serves goes on serving and `status` says why."""
         try:
+            self._judge()
             error = self._look()
         except Exception as caught:
             log.exception("unexpected failure while looking for the champion")
             error = f"unexpected {type(caught).__name__} while looking for the champion; see the log"
         if error is not None and error != self.status.error:
             log.warning("%s", error)
+        self._metrics.degraded.set(error is not None)
         self.status = PollStatus(datetime.now(UTC), error)
 
     def _poll(self) -> None:
         import_module("catboost")  # seconds of importing that the first champion need not wait for
         while not self._stop.is_set():
+            self._look_now.clear()
             self.refresh()
-            self._stop.wait(self._settings.poll_seconds)
+            self._look_now.wait(self._settings.poll_seconds)
 
     def _look(self) -> str | None:
         try:
@@ -150,10 +191,54 @@ class ChampionHolder:
         return None
 
     def _follow(self, ref: ModelRef) -> None:
+        if quarantine := self._memory.quarantined():
+            self._keep_out(ref, *quarantine)
         if self.current is None or self.current.ref != ref:
             self._serve(self._try(ref))
-            self._remember(ref)
+            self._memory.remember(ref)
         self._rejections.clear()
+
+    def _judge(self) -> None:
+        """Take a new champion back when it answers worse than the one before it: at most once a champion."""
+        new, before, rules = self.current, self._previous, self._settings.guard
+        if new is None:
+            return
+        quarantine = self._memory.quarantined()
+        if quarantine and quarantine[0] == new.ref:  # another worker has seen enough
+            self._roll_back(new, quarantine[1])
+        elif before is None:
+            return
+        elif reason := worse(new.record, before.record, rules):
+            self._memory.quarantine(new.ref, reason)
+            self._roll_back(new, reason)
+        elif time.monotonic() - new.serving_since > rules.probation_seconds:
+            self._previous = None  # it has proved itself, and its memory is wanted back
+
+    def _roll_back(self, new: Champion, reason: str) -> None:
+        before = self._previous
+        if before is None:
+            remembered = self._memory.last_good()
+            if remembered is None or remembered == new.ref:
+                return
+            before = self._try(remembered)
+        log.error("rolling back from version %s to %s: %s", new.ref.version, before.ref.version, reason)
+        self._metrics.rollbacks.inc()
+        self._take(before, previous=None)
+        self._memory.remember(before.ref)
+
+    def _keep_out(self, ref: ModelRef, bad: ModelRef, reason: str) -> None:
+        """Refuse the champion that was rolled back, until the registry names another.
+
+        Raises:
+            BundleError: it is that one.
+        """
+        if ref != bad:
+            self._memory.release()
+            return
+        raise BundleError(
+            f"version {bad.version} of {bad.name} was rolled back: {reason}; "
+            f"promote another version, or this one again after another"
+        )
 
     def _try(self, ref: ModelRef) -> Champion:
         """Load a bundle; one that was refused is tried again ever more rarely, for it may still be arriving."""
@@ -187,46 +272,30 @@ class ChampionHolder:
         return Champion(ref, bundle)
 
     def _serve(self, champion: Champion) -> None:
-        previous, self.current = self.current, champion
-        if previous is not None:
+        if self.current is not None:
             self._metrics.swaps.inc()
-        log.info(
-            "serving %s version %s, bundle %s",
-            champion.ref.name,
-            champion.ref.version,
-            champion.ref.bundle_id,
-        )
+        self._take(champion, previous=self.current)
+
+    def _take(self, champion: Champion, previous: Champion | None) -> None:
+        champion.serving_since = time.monotonic()
+        self._previous, self.current = previous, champion
+        self._metrics.serves(champion.told)
+        ref = champion.ref
+        log.info("serving %s version %s, bundle %s", ref.name, ref.version, ref.bundle_id)
 
     def _fall_back(self, error: str) -> str:
         """Serve the last good bundle of an earlier run, when there is one; what to tell in either case."""
-        path = self._settings.state_path
+        path = self._memory.last_good_path
         try:
-            remembered = ModelRef(**json.loads(path.read_bytes()))
-            if remembered.name != self._settings.model_name:
+            remembered = self._memory.last_good()
+            if remembered is None or remembered.name != self._settings.model_name:
                 return error
             self._serve(self._try(remembered))
-        except FileNotFoundError:
-            return error
         except (OSError, ValueError, TypeError) as caught:
             return f"{error}; and {path}, which names the last good bundle, cannot be read ({caught})"
         except BikeError as caught:
             return f"{error}; and the last good bundle cannot be served: {caught}"
         return error
-
-    def _remember(self, ref: ModelRef) -> None:
-        path = self._settings.state_path
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(".tmp")
-            with temporary.open("w") as file:
-                json.dump(asdict(ref), file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except OSError as error:
-            log.warning(
-                "%s cannot be written (%s): a restart without MLflow will not find the champion", path, error
-            )
 
 
 def describe(champion: Champion) -> dict[str, Any]:

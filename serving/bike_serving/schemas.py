@@ -11,6 +11,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, 
 
 MAX_COUNTERS = 200
 MAX_HOURS = 168
+MAX_COUNTER_ID = 100
 MAX_BODY_BYTES = 256 * 1024
 
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
@@ -42,7 +43,7 @@ def _date_text(value: Any) -> Any:
     return value
 
 
-CounterId = Annotated[StrictStr, Field(min_length=1, max_length=100)]
+CounterId = Annotated[StrictStr, Field(min_length=1, max_length=MAX_COUNTER_ID)]
 TargetHour = Annotated[AwareDatetime, BeforeValidator(_timestamp_text), AfterValidator(_whole_hour)]
 
 

@@ -4,10 +4,12 @@ Belongs here: every value a deployment may change. Does not belong here: what di
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, HttpUrl, TypeAdapter
+from pydantic import AfterValidator, Field, HttpUrl, SecretStr, TypeAdapter
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from bike_serving.guard import GuardRules
 
 
 def _checked_url(value: str) -> str:
@@ -45,6 +47,29 @@ class Settings(BaseSettings):
     registry_timeout_seconds: float = Field(
         default=3.0, gt=0, le=60, description="Patience with the registry"
     )
+    webhook_secret: SecretStr | None = Field(
+        default=None, description="Secret of MLflow's webhook; without it webhooks are refused"
+    )
+    probation_seconds: float = Field(
+        default=GuardRules.probation_seconds, ge=0, description="How long a new champion is compared"
+    )
+    rollback_requests: int = Field(
+        default=GuardRules.min_requests, ge=1, description="Answers needed before it may be rolled back"
+    )
+    rollback_error_margin: float = Field(
+        default=GuardRules.error_margin, gt=0, le=1, description="Failed share by which it may be worse"
+    )
+    rollback_slow_factor: float = Field(
+        default=GuardRules.slow_factor, gt=1, description="Times the earlier 95th percentile that is too slow"
+    )
+    rollback_slow_seconds: float = Field(
+        default=GuardRules.slow_seconds, gt=0, description="95th percentile that is never too slow"
+    )
+    workers: int = Field(default=1, ge=1, le=64, description="Processes that answer")
+    log_format: Literal["text", "json"] = Field(default="text", description="Lines for people or machines")
+    tracing: bool = Field(
+        default=False, description="Send OpenTelemetry traces, to where OTEL_EXPORTER_OTLP_ENDPOINT says"
+    )
     host: str = Field(default="127.0.0.1", description="Address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on")
 
@@ -59,6 +84,17 @@ class Settings(BaseSettings):
         return self.public_key or self.home / "keys" / "bundle.pub"
 
     @property
-    def state_path(self) -> Path:
-        """File that remembers the last good bundle."""
-        return (self.state_dir or self.home / "serving") / "last_good.json"
+    def state_folder(self) -> Path:
+        """Folder of what is remembered between starts and shared by workers."""
+        return self.state_dir or self.home / "serving"
+
+    @property
+    def guard(self) -> GuardRules:
+        """When a new champion is taken back."""
+        return GuardRules(
+            self.probation_seconds,
+            self.rollback_requests,
+            self.rollback_error_margin,
+            self.rollback_slow_factor,
+            self.rollback_slow_seconds,
+        )

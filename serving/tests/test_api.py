@@ -184,7 +184,8 @@ def test_metrics_count_by_route_template_and_model_version(api):
 
     version = api.get("/model").json()["model"]["version"]
     samples = {
-        f'bike_serving_predictions_total{{model_version="{version}"}}': 2,
+        f'bike_serving_predictions_total{{model_type="catboost",model_version="{version}"}}': 2,
+        'bike_serving_vintage_lookups_total{result="hit"}': 1,
         'bike_serving_requests_total{method="POST",route="/predict",status="200"}': 1,
         'bike_serving_requests_total{method="POST",route="/predict",status="404"}': 1,
         'bike_serving_requests_total{method="GET",route="unmatched",status="404"}': 2,

@@ -141,7 +141,7 @@ def test_without_a_registry_the_last_good_bundle_serves(settings, refs):
     holder._registry.ref = refs[1]
     holder.refresh()
     assert holder.current.ref == refs[1]
-    assert json.loads(settings.state_path.read_text()) == vars(refs[1])
+    assert json.loads((settings.state_folder / "last_good.json").read_text()) == vars(refs[1])
 
 
 def test_without_a_registry_and_a_last_good_bundle_there_is_nothing_to_serve(settings):
@@ -171,7 +171,7 @@ def test_the_last_good_bundle_is_verified_like_any_other(settings, refs, city):
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"name": "bike-traffic"}', '"text"', "\\xff"])
 def test_an_unreadable_memory_is_told_and_harmless(settings, content):
-    settings.state_path.write_text(content)
+    (settings.state_folder / "last_good.json").write_text(content)
     holder = holding(settings, AWAY)
     assert holder.current is None
     assert "MLflow is away" in holder.status.error
@@ -181,7 +181,7 @@ def test_an_unreadable_memory_is_told_and_harmless(settings, content):
 def test_the_memory_leads_to_no_other_place(settings, refs, city):
     outside = ModelRef("bike-traffic", "1", "run", f"../{refs[0].bundle_id}")
     shutil.copytree(city.home / "bundles" / refs[0].bundle_id, city.home / refs[0].bundle_id)
-    settings.state_path.write_text(json.dumps(vars(outside)))
+    (settings.state_folder / "last_good.json").write_text(json.dumps(vars(outside)))
     holder = holding(settings, AWAY)
     assert holder.current is None
     assert "names no bundle" in holder.status.error

@@ -49,12 +49,13 @@ async def champion_of(request: Request) -> Champion:
             f"no model is loaded: {holder.status.error or 'the service is starting'}",
             {"Retry-After": "5"},
         )
+    request.scope["champion"] = champion  # whoever watches the request learns which version answered it
     return champion
 
 
 Current = Annotated[Champion, Depends(champion_of)]
 
 
-def json_response(text: str) -> Response:
+def json_response(content: bytes | str) -> Response:
     """An answer whose JSON is made already."""
-    return Response(text.encode(), media_type="application/json")
+    return Response(content, media_type="application/json")
