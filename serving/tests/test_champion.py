@@ -198,3 +198,99 @@ def test_a_memory_that_cannot_be_written_does_not_stop_the_service(settings, ref
     holder = holding(settings.model_copy(update={"state_dir": tmp_path / "file"}), refs[0])
     assert holder.current.ref == refs[0]
     assert holder.status.error is None
+
+
+GUARD = {"rollback_requests": 10, "probation_seconds": 60}
+
+
+def swapped(settings, refs, **answers):
+    """A holder that went from the first to the second champion, both of which answered like this."""
+    holder = holding(settings.model_copy(update=GUARD), refs[0])
+    noted(holder, failed=0, seconds=0.001)
+    holder._registry.ref = refs[1]
+    holder.refresh()
+    assert holder.current.ref == refs[1]
+    noted(holder, **answers)
+    return holder
+
+
+def noted(holder, number=20, failed=0, seconds=0.001):
+    for index in range(number):
+        holder.current.record.add(index < failed, seconds)
+
+
+def rollbacks(holder):
+    return holder._metrics.registry.get_sample_value("bike_serving_rollbacks_total")
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [({"failed": 4}, "20% of its 20 latest answers failed"), ({"seconds": 0.2}, "up to 200 ms")],
+)
+def test_a_new_champion_that_answers_worse_is_taken_back_and_kept_out(settings, refs, city, answers, said):
+    holder = swapped(settings, refs, **answers)
+    holder.refresh()
+    assert holder.current.ref == refs[0]
+    assert said in holder.status.error
+    assert "rolled back" in holder.status.error
+    assert rollbacks(holder) == 1
+    holder.refresh()
+    assert holder.current.ref == refs[0]
+    assert rollbacks(holder) == 1
+    assert json.loads((settings.state_folder / "last_good.json").read_text()) == vars(refs[0])
+
+    restarted = holding(settings, refs[1])
+    assert restarted.current.ref == refs[0]
+    assert said in restarted.status.error
+
+    newer = ModelRef("bike-traffic", "3", "run", city.write("3", 1).name)
+    holder._registry.ref = newer
+    holder.refresh()
+    assert (holder.current.ref, holder.status.error) == (newer, None)
+    holder._registry.ref = refs[1]  # promoted again after another: it gets its second chance
+    holder.refresh()
+    assert holder.current.ref == refs[1]
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        {},
+        {"failed": 1},  # 5 % of 20: the margin
+        {"number": 9, "failed": 9},  # too few to judge by
+        {"seconds": 0.04},  # forty times as slow, and still fast
+    ],
+)
+def test_a_new_champion_that_answers_as_well_stays(settings, refs, answers):
+    holder = swapped(settings, refs, **answers)
+    holder.refresh()
+    assert holder.current.ref == refs[1]
+    assert rollbacks(holder) == 0
+
+
+def test_after_probation_a_champion_is_compared_no_more(settings, refs):
+    holder = swapped(settings, refs)
+    holder.current.serving_since -= 61
+    holder.refresh()
+    noted(holder, failed=20)
+    holder.refresh()
+    assert holder.current.ref == refs[1]
+
+
+def test_what_one_worker_takes_back_the_others_take_back_too(settings, refs):
+    first, second = (swapped(settings, refs) for _ in range(2))
+    third = holding(settings, refs[1])  # started late, and never had the one before
+    noted(first, failed=20)
+    for worker in (first, second, third):
+        worker.refresh()
+        assert worker.current.ref == refs[0]
+        assert "rolled back" in worker.status.error
+
+
+def test_no_disk_to_write_to_does_not_keep_a_bad_champion_serving(settings, refs, tmp_path):
+    (tmp_path / "file").write_text("")
+    holder = swapped(settings.model_copy(update={"state_dir": tmp_path / "file"}), refs, failed=20)
+    for _ in range(2):
+        holder.refresh()
+        assert holder.current.ref == refs[0]
+        assert "rolled back" in holder.status.error
