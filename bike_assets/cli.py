@@ -110,7 +110,7 @@ def ingest(
     with session(settings, debug) as (definitions, instance), progress() as say:
         from bike_assets import (
             runner,
-        )  # Libraries warn while it loads, which a session keeps from the terminal.
+        )  # libraries warn while it loads: a session keeps that from the terminal
 
         span = CountsSourceResource.from_settings(settings).open().span()
         days = (_day(first) or span[0], _day(last) or span[1])
@@ -145,9 +145,11 @@ def materialize(
     if (start is None) != (end is None):
         raise PermanentError("a range needs both --from and --to; for one day give --partition")
     days = (start, end) if start and end else None
-    from bike_assets import runner
-
     with session(settings, debug) as (definitions, instance), progress() as say:
+        from bike_assets import (
+            runner,
+        )  # libraries warn while it loads: a session keeps that from the terminal
+
         say(f"{', '.join(assets)}{f': {start} to {end}' if days else ''}")
         outcome = runner.materialize(definitions, instance, assets, days=days)
         for fault in outcome.faults:

@@ -44,6 +44,7 @@ def refusal(done: subprocess.CompletedProcess[str]) -> str:
     assert done.returncode != 0
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
+    assert "Warning" not in done.stderr
     *_, line = done.stderr.splitlines()
     assert line.startswith("error: ")
     return line
