@@ -27,6 +27,7 @@ from bike_assets.core.promotion import PromotionPolicy
 from bike_assets.core.retraining import RetrainingPolicy
 from bike_assets.jobs import JOBS
 from bike_assets.partitions import counted_and_issue_days, weather_days
+from bike_assets.resources.alerts import Alerts
 from bike_assets.resources.bundles import BundleStore
 from bike_assets.resources.dbt import DbtResource
 from bike_assets.resources.registry import ModelRegistry
@@ -34,6 +35,7 @@ from bike_assets.resources.snapshots import SnapshotStore
 from bike_assets.resources.source import CountsSourceResource, WeatherSourceResource
 from bike_assets.resources.warehouse import DuckDBWarehouse
 from bike_assets.schedules import build_schedules
+from bike_assets.sensors.alerts import build_alert_sensors
 from bike_assets.sensors.changed_counts import build_changed_counts_sensor
 from bike_assets.sensors.retraining import build_retraining_sensor
 from bike_assets.settings import Settings
@@ -68,7 +70,11 @@ def build_defs(settings: Settings, resource_overrides: Mapping[str, Any] | None 
         asset_checks=build_asset_checks(settings),
         jobs=JOBS,
         schedules=build_schedules(settings, issued),
-        sensors=[build_changed_counts_sensor(settings), build_retraining_sensor(settings)],
+        sensors=[
+            build_changed_counts_sensor(settings),
+            build_retraining_sensor(settings),
+            *build_alert_sensors(settings, RetrainingPolicy()),
+        ],
         resources={**build_resources(settings, project), **(resource_overrides or {})},
         # Every step is in the pool of the warehouse, so none could run beside another; a process of its own would
         # only add the seconds of its start to each asset and check.
@@ -89,6 +95,7 @@ def build_resources(settings: Settings, project: DbtProject) -> dict[str, Any]:
         "registry": ModelRegistry.from_settings(settings),
         "bundles": BundleStore(bundles_dir=str(settings.bundles_dir), keys_dir=str(settings.keys_dir)),
         "snapshots": SnapshotStore.from_settings(settings),
+        "alerts": Alerts.from_settings(settings),
         "dbt": DbtResource(
             project_dir=str(project.project_dir),
             profiles_dir=str(settings.dbt_project_dir),

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bike_assets import model_commands
+from bike_assets.alert_commands import alerts_app
 from bike_assets.console import (
     DEFAULT_HOME,
     AsJson,
@@ -41,6 +42,7 @@ champion_app = typer.Typer(help="The model that serves.", no_args_is_help=True)
 app.add_typer(champion_app, name="champion")
 model_commands.add_to(app)
 app.add_typer(data_app, name="data")
+app.add_typer(alerts_app, name="alerts")
 
 Day = Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"])]
 

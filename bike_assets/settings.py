@@ -34,6 +34,7 @@ QUIET = {**TELEMETRY_OFF, "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false"}
 
 Environment = Literal["local", "compose", "prod"]
 SourceName = Literal["simulator", "archive", "paris"]
+AlertLevel = Literal["info", "notice", "warning", "critical"]
 WeatherSetting = Literal["auto", "none", "simulator", "file", "open-meteo"]
 
 
@@ -113,6 +114,24 @@ class Settings(BaseSettings):
     )
     freshness_max_days: int = Field(3, ge=1, description="Days without new counts before the check warns")
 
+    alert_discord_webhook: SecretStr | None = Field(
+        None,
+        description="Discord webhook that is told what happens; a secret, and nothing is sent without one",
+    )
+    alert_webhook: SecretStr | None = Field(
+        None, description="Another address, which gets every alert as JSON; a secret too"
+    )
+    alert_log: bool = Field(False, description="Write every alert to the log `bike_assets.alerts`")
+    alert_level: AlertLevel = Field(
+        "notice",
+        description="Alerts from this level on are sent: `info` (also what went well), `notice`, `warning`, `critical`",
+    )
+    alert_error_share: float = Field(
+        0.05, gt=0, lt=1, description="Share of failed requests to the REST service above which it is alarmed"
+    )
+    dagster_ui_url: str = Field("http://127.0.0.1:3000", description="Where people open Dagster")
+    serving_url: str = Field("", description="The REST service whose health is watched; empty watches none")
+
     @field_validator("data", "weather_data", mode="before")
     @classmethod
     def _split_paths(cls, value: Any) -> Any:
@@ -183,6 +202,12 @@ class Settings(BaseSettings):
     def dagster_home(self) -> Path:
         """Dagster's own storage."""
         return self.home / "dagster"
+
+    @property
+    def alerts_on(self) -> bool:
+        """Whether the sensors that send alerts run by themselves: on a laptop where there is someone to tell."""
+        webhooks = (self.alert_discord_webhook, self.alert_webhook)
+        return self.automation_on or any(url is not None and url.get_secret_value() for url in webhooks)
 
     @property
     def automation_on(self) -> bool:

@@ -124,6 +124,8 @@ def _services(settings: Settings, host: str, ports: Ports) -> list[_Service]:
         "BIKE_HOME": str(settings.home),
         **source_environment(settings),
         "BIKE_MLFLOW_UI_URL": mlflow_url,
+        "BIKE_DAGSTER_UI_URL": f"http://{shown}:{ports.dagster}",
+        "BIKE_SERVING_URL": f"http://{shown}:{ports.serving}",
         "PATH": os.pathsep.join([str(programs), os.environ.get("PATH", "")]),
     }
     return [

@@ -198,7 +198,9 @@ def test_nothing_starts_by_itself_on_a_laptop_and_everything_elsewhere(
     assert definitions["schedules"] == dict.fromkeys(
         ["daily_describe", "daily_forecast", "daily_ingest", "daily_weather", "weekly_monitoring"], status
     )
-    assert definitions["sensors"] == {"changed_counts": status, "retraining": status}
+    assert definitions["sensors"] == dict.fromkeys(
+        ["champion_alerts", "changed_counts", "retraining", "run_alerts"], status
+    )
     assert definitions["jobs"] == ["clean", "describe", "ingest", "monitor", "predict", "retrain", "weather"]
 
 
@@ -250,7 +252,9 @@ def test_resources_can_be_replaced(home: Path) -> None:
         other = DuckDBWarehouse(path="/elsewhere.duckdb")
         defs = build_defs(load_settings(), {"warehouse": other})
         assert defs.resources["warehouse"] is other
-        assert set(defs.resources) == {"warehouse", "source", "weather", "registry", "bundles", "snapshots", "dbt"}
+        assert set(defs.resources) == {
+            "warehouse", "source", "weather", "registry", "bundles", "snapshots", "alerts", "dbt"
+        }
     """
     done = python(code, BIKE_HOME=str(home))
 

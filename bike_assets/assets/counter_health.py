@@ -19,6 +19,9 @@ CHUNK_DAYS: Final = 180
 
 PLOT_DAYS: Final = 90
 
+OPEN_INCIDENTS: Final = "incidents_now"
+"""Metadata of `counter_health`: every incident that is open, however many, for the sensor that tells of them."""
+
 LOOKS_BACK: Final = dg.TimeWindowPartitionMapping(
     start_offset=-LOOKBACK_DAYS, end_offset=0, allow_nonexistent_upstream_partitions=True
 )
@@ -69,6 +72,7 @@ def build_counter_health(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsD
                 **table_metadata(COUNTER_HEALTH, today.head(0)),
                 "dagster/row_count": today.height,
                 "incidents": now.height,
+                OPEN_INCIDENTS: dg.MetadataValue.json(open_incidents(now)),
             }
         )
 
@@ -102,6 +106,14 @@ def store_incidents(warehouse: DuckDBWarehouse) -> tuple[pl.DataFrame, pl.DataFr
         assert isinstance(newest, date)  # noqa: S101
         warehouse.replace(COUNTER_INCIDENTS, now, oldest, newest)
     return before, now
+
+
+def open_incidents(now: pl.DataFrame) -> list[dict[str, str]]:
+    """The incidents that are open, as JSON values."""
+    lasting = now.filter(pl.col("status") == "open").sort("service_date", "counter_id")
+    return lasting.select(
+        "counter_id", "state", "reason", since=pl.col("service_date").cast(pl.String)
+    ).to_dicts()
 
 
 def news(before: pl.DataFrame, now: pl.DataFrame) -> list[str]:

@@ -131,6 +131,7 @@ def build_retraining_decision(
                 "retrain": answer.retrain,
                 "decision": answer.decision,
                 "reasons": "; ".join(answer.reasons),
+                **({"r2": answer.r2} if answer.r2 is not None else {}),
             }
         )
 

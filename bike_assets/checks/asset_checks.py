@@ -175,7 +175,12 @@ def _freshness_check(max_days: int) -> dg.AssetChecksDefinition:
                 passed=answer.is_fresh,
                 severity=dg.AssetCheckSeverity.WARN,
                 description=None if answer.is_fresh else f"newest count {newest}, judged at {now}",
-                metadata={"newest_hour": str(newest), "judged_at": str(now)},
+                metadata={
+                    "newest_hour": str(newest),
+                    "judged_at": str(now),
+                    "max_days": max_days,
+                    **({"age_days": answer.age_days} if answer.age_days is not None else {}),
+                },
             )
 
         return _never_failing(look)

@@ -71,6 +71,9 @@ class FakeService:
             def do_GET(self) -> None:
                 service._serve(self)
 
+            def do_POST(self) -> None:
+                service._serve(self, self.rfile.read(int(self.headers.get("Content-Length", 0))))
+
             def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  http.server's name
                 pass
 
@@ -91,6 +94,11 @@ class FakeService:
         """The right answer to a request."""
         raise NotImplementedError
 
+    def receive(self, path: str, query: dict[str, str], headers: Mapping[str, str], body: bytes) -> Answer:
+        """The right answer to something that is sent."""
+        del path, query, headers, body
+        return Answer.json({"error": "Method not allowed"}, 405)
+
     def spoil(self, kind: str, path: str, query: dict[str, str], answer: Answer) -> Answer:
         """The answer with a fault of the service's own kinds."""
         del kind, path, query
@@ -109,7 +117,7 @@ class FakeService:
         self._server.shutdown()
         self._server.server_close()
 
-    def _serve(self, handler: BaseHTTPRequestHandler) -> None:
+    def _serve(self, handler: BaseHTTPRequestHandler, sent: bytes | None = None) -> None:
         split = urlsplit(handler.path)
         query = dict(parse_qsl(split.query))
         with self._lock:
@@ -125,7 +133,10 @@ class FakeService:
         elif fault == "500":
             answer = Answer(500, "text/html", b"<h1>Server Error (500)</h1>")
         else:
-            answer = self.respond(split.path, query, handler.headers)
+            if sent is None:
+                answer = self.respond(split.path, query, handler.headers)
+            else:
+                answer = self.receive(split.path, query, handler.headers, sent)
             if fault and answer.status == 200:
                 answer = self.spoil(fault, split.path, query, answer)
         with contextlib.suppress(ConnectionError):  # Whoever asked may have gone.
