@@ -8,6 +8,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -63,7 +64,7 @@ class _Service:
     @property
     def shown(self) -> str:
         """What a person opens."""
-        return str(self.url).removesuffix("/health")
+        return str(self.url).removesuffix("/ready")
 
 
 def reachable(host: str) -> str:
@@ -103,6 +104,7 @@ def serve(settings: Settings, host: str, ports: Ports, *, say: Callable[[str], N
                     if status not in (None, HTTPStatus.OK):
                         say(f"{service.name} answers {status} and keeps trying; why: {_log(logs, service)}")
             if not stop():
+                say(_how_to_ask(settings, reachable(host), ports))
                 say(f"{'logs':<12} {logs}\nCtrl-C ends all of them.")
             while not stop():
                 for service, process in running:
@@ -163,9 +165,10 @@ def _services(settings: Settings, host: str, ports: Ports) -> list[_Service]:
         _Service(
             "REST service",
             [str(programs / "bike-serving")],
-            f"http://{shown}:{ports.serving}/health",
+            f"http://{shown}:{ports.serving}/ready",
             {
                 "BIKE_SERVING_MLFLOW_URL": mlflow_url,
+                "BIKE_SERVING_DAGSTER_URL": f"http://{shown}:{ports.dagster}",
                 "BIKE_SERVING_MODEL_NAME": settings.model_name,
                 "BIKE_SERVING_BUNDLES_DIR": str(settings.bundles_dir),
                 "BIKE_SERVING_PUBLIC_KEY": str(settings.keys_dir / "bundle.pub"),
@@ -175,6 +178,12 @@ def _services(settings: Settings, host: str, ports: Ports) -> list[_Service]:
             },
         ),
     ]
+
+
+def _how_to_ask(settings: Settings, host: str, ports: Ports) -> str:
+    """The command for a first answer of the REST service. Names the file that its key is in, never the key."""
+    key = settings.home / "serving" / "reader.key"
+    return f"""ask          curl -H "X-API-Key: $(cat {shlex.quote(str(key))})" http://{host}:{ports.serving}/v1/counters"""
 
 
 def _start(service: _Service, logs: Path) -> subprocess.Popen[bytes]:

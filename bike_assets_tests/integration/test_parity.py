@@ -58,8 +58,8 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def service(demo_home: DemoHome, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of the service over the demo's registry and bundles."""
+def service(demo_home: DemoHome, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """A reader of the service over the demo's registry and bundles."""
     folder = tmp_path_factory.mktemp("service")
     programs = Path(sys.executable).parent
     mlflow, serving = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
@@ -83,10 +83,12 @@ def service(demo_home: DemoHome, tmp_path_factory: pytest.TempPathFactory) -> It
             [str(programs / "bike-serving")],
             folder / "serving.log",
             environment(**variables),
-            f"{serving}/health",
+            f"{serving}/ready",
         ),
     ):
-        yield serving
+        key = (folder / "state" / "reader.key").read_text().strip()
+        with httpx.Client(base_url=serving, headers={"X-API-Key": key}, timeout=120) as client:
+            yield client
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +98,8 @@ def offline(demo_home: DemoHome) -> pl.DataFrame:
     return found.with_columns(pl.col("target_ts").dt.replace_time_zone("UTC"))
 
 
-def ask(service: str, **body: Any) -> dict[str, Any]:
-    response = httpx.post(f"{service}/predict", json=body, timeout=120)
+def ask(service: httpx.Client, **body: Any) -> dict[str, Any]:
+    response = service.post("/predict", json=body)
     assert response.status_code == 200, response.text
     answer = response.json()
     assert isinstance(answer, dict)
@@ -127,7 +129,7 @@ def computed(vintage: pl.DataFrame) -> dict[tuple[str, datetime], tuple[Any, ...
     "issue_date", [None, date(2024, 12, 4), date(2024, 12, 17), date(2024, 12, 25), date(2024, 12, 31)]
 )
 def test_a_whole_vintage_is_served_as_it_was_computed(
-    service: str, offline: pl.DataFrame, issue_date: date | None
+    service: httpx.Client, offline: pl.DataFrame, issue_date: date | None
 ) -> None:
     vintage = offline.filter(service_date=issue_date or date(2025, 1, 1))
     hours = [hour.isoformat() for hour in vintage["target_ts"].unique().sort()]
@@ -143,7 +145,7 @@ def test_a_whole_vintage_is_served_as_it_was_computed(
     assert {answer["model"]["run_id"]} == set(vintage["run_id"])
 
 
-def test_any_single_question_has_the_same_answer(service: str, offline: pl.DataFrame) -> None:
+def test_any_single_question_has_the_same_answer(service: httpx.Client, offline: pl.DataFrame) -> None:
     """One counter and hour asked alone, in local time, is not computed otherwise than in a vintage."""
     choice = random.Random(7)
     for _ in range(20):
@@ -160,11 +162,11 @@ def test_any_single_question_has_the_same_answer(service: str, offline: pl.DataF
         assert [forecast[name] for name in VALUES] == [row[name] for name in VALUES]
 
 
-def test_the_service_names_the_champion_of_the_demo(service: str, demo_home: DemoHome) -> None:
-    model = httpx.get(f"{service}/model", timeout=30).json()
+def test_the_service_names_the_champion_of_the_demo(service: httpx.Client, demo_home: DemoHome) -> None:
+    model = service.get("/model").json()
     assert {name: model["model"][name] for name in ("name", "version", "run_id")} == demo_home.result[
         "champion"
     ]
     assert model["trained_until"] == "2024-12-03"
-    listed = httpx.get(f"{service}/counters", timeout=30).json()["counters"]
+    listed = service.get("/counters").json()["counters"]
     assert len(listed) == demo_home.result["counters"]

@@ -208,11 +208,16 @@ def test_drift_report_opens_in_mlflow(up: Up, page: browser.Page) -> None:
 
 
 def test_rest_service_forecasts(up: Up) -> None:
-    health = httpx.get(f"{up.serving}/health", timeout=30)
+    health = httpx.get(f"{up.serving}/ready", timeout=30)
     assert health.status_code == 200
-    counter = httpx.get(f"{up.serving}/counters", timeout=30).json()["counters"][0]["counter_id"]
+    key = {"X-API-Key": (up.home / "serving" / "reader.key").read_text().strip()}
+    assert f"$(cat {up.home}/serving/reader.key)" in up.said.read_text()
+    assert key["X-API-Key"] not in up.said.read_text()
+    assert httpx.get(f"{up.serving}/counters", timeout=30).status_code == 401
+    counter = httpx.get(f"{up.serving}/counters", headers=key, timeout=30).json()["counters"][0]["counter_id"]
     answer = httpx.post(
         f"{up.serving}/predict",
+        headers=key,
         json={"counter_ids": [counter], "target_hours": [f"{health.json()['issue_date']}T08:00:00+01:00"]},
         timeout=30,
     )

@@ -5,19 +5,23 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from bike_serving import problems, routes
 from bike_serving.champion import ChampionHolder
 from bike_serving.fast_path import FastPredict
 from bike_serving.metrics import Metrics, RequestMetrics
 from bike_serving.registry import MlflowRegistry
-from bike_serving.schemas import MAX_BODY_BYTES
+from bike_serving.schemas import body_limit
+from bike_serving.security.body import BodyLimit
+from bike_serving.security.guard import Access, Guard
 from bike_serving.settings import Settings
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The service as an ASGI application; by default with the settings of the environment."""
     settings = settings or Settings()
+    access = Access(settings)
     metrics = Metrics()
     registry = MlflowRegistry(
         settings.mlflow_url, settings.model_name, settings.alias, settings.registry_timeout_seconds
@@ -29,6 +33,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         holder.start()
         yield
         holder.stop()
+        access.close()
 
     app = FastAPI(
         title="Bicycle traffic forecasts",
@@ -41,6 +46,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     problems.install(app)
     # Each stands around those before it.
     app.add_middleware(FastPredict, holder=holder, metrics=metrics)
-    app.add_middleware(problems.BodyLimit, limit=MAX_BODY_BYTES)
+    app.add_middleware(BodyLimit, limit_of=body_limit, seconds=settings.body_timeout_seconds)
+    app.add_middleware(Guard, access=access)
+    if origins := [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]:
+        # Outside the guard: a browser asks for leave without credentials.
+        app.add_middleware(
+            CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"]
+        )
     app.add_middleware(RequestMetrics, metrics=metrics)
     return app

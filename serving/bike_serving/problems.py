@@ -13,7 +13,6 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 log = logging.getLogger("bike_serving")
 
@@ -88,25 +87,3 @@ def install(app: FastAPI) -> None:
     async def unexpected(_request: Request, error: Exception) -> Response:
         log.error("unexpected failure", exc_info=error)
         return problem(500, "internal-error", "the service failed; its log says why")
-
-
-class BodyLimit:
-    """ASGI middleware that refuses bodies no valid request can need, before they fill the memory."""
-
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self._app, self._limit = app, limit
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        received = 0
-
-        async def counted() -> Message:
-            nonlocal received
-            message = await receive()
-            if message["type"] == "http.request":
-                received += len(message.get("body", b""))
-                if received > self._limit:
-                    raise HTTPException(413, f"the body exceeds {self._limit:,} bytes; send smaller batches")
-            return message
-
-        await self._app(scope, counted, send)

@@ -13,6 +13,11 @@ MAX_COUNTERS = 200
 MAX_HOURS = 168
 MAX_COUNTER_ID = 100
 MAX_BODY_BYTES = 256 * 1024
+MAX_BULK_BYTES = 4 * 1024 * 1024
+MAX_ROWS = 50_000
+"""Rows that a caller may send to be forecast, scored or compared."""
+
+_BULK = ("/predict", "/evaluate", "/drift", "/monitor")
 
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 _TIMESTAMP = re.compile(r"\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}(:\d{2}([.,]\d+)?)?(?P<zone>Z|z|[+-]\d{2}:?\d{2})?")
@@ -41,6 +46,11 @@ def _date_text(value: Any) -> Any:
     if value is not None and not (isinstance(value, str) and _DATE.fullmatch(value)):
         raise ValueError("give a date such as 2024-02-26")
     return value
+
+
+def body_limit(path: str) -> int:
+    """Bytes that requests of a path may send."""
+    return MAX_BULK_BYTES if path.endswith(_BULK) else MAX_BODY_BYTES
 
 
 CounterId = Annotated[StrictStr, Field(min_length=1, max_length=MAX_COUNTER_ID)]
@@ -132,10 +142,16 @@ class Poll(BaseModel):
     error: str | None = Field(description="Why the champion it names is not the one that serves")
 
 
-class Health(BaseModel):
+class Alive(BaseModel):
+    """The process answers."""
+
+    status: Literal["alive"]
+
+
+class Ready(BaseModel):
     """`ok`, or `degraded` when the service answers but cannot follow the registry."""
 
-    status: str = Field(examples=["ok"])
+    status: Literal["ok", "degraded"]
     reason: str | None
     model: ModelIdentity
     issue_date: date

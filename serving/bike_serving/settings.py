@@ -4,15 +4,17 @@ Belongs here: every value a deployment may change. Does not belong here: what di
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, HttpUrl, SecretStr, TypeAdapter
+from pydantic import AfterValidator, Field, HttpUrl, SecretStr, TypeAdapter, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bike_serving.guard import GuardRules
 
 
-def _checked_url(value: str) -> str:
+def _checked_url(value: str | None) -> str | None:
+    if value is None:
+        return None
     TypeAdapter(HttpUrl).validate_python(value)
     return value.rstrip("/")
 
@@ -70,8 +72,44 @@ class Settings(BaseSettings):
     tracing: bool = Field(
         default=False, description="Send OpenTelemetry traces, to where OTEL_EXPORTER_OTLP_ENDPOINT says"
     )
+    dagster_url: Annotated[str | None, AfterValidator(_checked_url)] = Field(
+        default=None, description="Dagster web server that starts trainings and promotions; none by default"
+    )
+    dagster_location: str = Field(default="bike_assets", description="Its code location with our jobs")
+    env: Literal["local", "compose", "prod"] = Field(
+        default="local", description="prod refuses to start without keys; the others make their first ones"
+    )
+    keys_file: Path | None = Field(
+        default=None, description="Hashes of API keys; default keys.json beside the last good bundle"
+    )
+    oidc_issuer: str | None = Field(default=None, description="Identity provider whose tokens are taken")
+    oidc_audience: str | None = Field(default=None, description="Audience that its tokens have for us")
+    oidc_jwks: str | None = Field(
+        default=None, description="File or URL of its public keys; default as the issuer's discovery says"
+    )
+    oidc_role_claim: str = Field(default="roles", description="Claim that names reader or admin")
+    predict_per_minute: int = Field(
+        default=100, ge=0, le=10**6, description="Forecasting requests of a caller; 0 for no limit"
+    )
+    train_per_hour: int = Field(
+        default=10, ge=0, le=10**6, description="Trainings and changes of a caller; 0 for no limit"
+    )
+    audit_reads: bool = Field(
+        default=True, description="Whether the access log has requests that changed and broke nothing, too"
+    )
+    body_timeout_seconds: float = Field(default=10.0, gt=0, le=600, description="For a body to arrive")
+    request_timeout_seconds: float = Field(default=30.0, gt=0, le=600, description="For an answer to be made")
+    cors_origins: str = Field(
+        default="", description="Origins, with commas between, whose pages may ask; none by default"
+    )
     host: str = Field(default="127.0.0.1", description="Address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on")
+
+    @model_validator(mode="after")
+    def _provider_is_whole(self) -> Self:
+        if self.oidc_issuer and not self.oidc_audience:
+            raise ValueError("oidc_audience must be set with oidc_issuer, or tokens for others would do here")
+        return self
 
     @property
     def bundles_path(self) -> Path:
@@ -98,3 +136,8 @@ class Settings(BaseSettings):
             self.rollback_slow_factor,
             self.rollback_slow_seconds,
         )
+
+    @property
+    def keys_path(self) -> Path:
+        """File of API keys."""
+        return self.keys_file or self.state_folder / "keys.json"

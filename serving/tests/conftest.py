@@ -1,5 +1,6 @@
 """A small city with trained forecasters, a real MLflow server, and real processes of the service."""
 
+import asyncio
 import os
 import signal
 import socket
@@ -9,12 +10,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 import polars as pl
 import pytest
+from fastapi import FastAPI
 
 from bike_assets.core.bundle import (
     ISSUE_DAYS,
@@ -29,6 +32,12 @@ from bike_assets.core.calendar import hours_of_day, local_columns
 from bike_assets.core.contracts import COUNTERS
 from bike_assets.core.features import LOOKBACK_DAYS, build_features
 from bike_assets.core.model import Forecaster, TrainConfig
+from bike_serving.app import create_app
+from bike_serving.champion import Champion
+from bike_serving.registry import ModelRef
+from bike_serving.security.access import Meter, Role
+from bike_serving.security.keys import create_key
+from bike_serving.settings import Settings
 
 LAST_DAY = date(2024, 3, 30)  # the day before the spring clock change, so that a forecast day has 23 hours
 COUNTER_IDS = ["100-E", "100-W", "200-N"]
@@ -71,6 +80,12 @@ class Process:
     port: int = field(default_factory=_free_port)
     env: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
+    key: str = ""
+
+    def client(self, key: str | None = None) -> httpx.Client:
+        """A client of the service that presents its unlimited admin key, or another."""
+        shown = self.key if key is None else key
+        return httpx.Client(base_url=self.url, timeout=20, headers={"X-API-Key": shown} if shown else {})
 
     @property
     def url(self) -> str:
@@ -292,7 +307,11 @@ def serve(city: City, tmp_path: Path) -> Iterator[Callable[..., Process]]:
         process.kill()
 
 
+UNLIMITED = {Meter.PREDICT: 0, Meter.TRAIN: 0}
+
+
 def service(city: City, state: Path, name: str, mlflow_url: str, **settings: str) -> Process:
+    _, key = create_key(state / "state" / "keys.json", "tests", Role.ADMIN, UNLIMITED)
     env = {
         "BIKE_SERVING_HOME": str(city.home),
         "BIKE_SERVING_STATE_DIR": str(state / "state"),
@@ -301,7 +320,66 @@ def service(city: City, state: Path, name: str, mlflow_url: str, **settings: str
         "BIKE_SERVING_POLL_SECONDS": "0.1",
         **{f"BIKE_SERVING_{key.upper()}": value for key, value in settings.items()},
     }
-    return Process([sys.executable, "-m", "bike_serving", "--port", "{port}"], state / "service.log", env=env)
+    command = [sys.executable, "-m", "bike_serving", "--port", "{port}"]
+    return Process(command, state / "service.log", env=env, key=key)
+
+
+class LocalClient:
+    """Asks an application in this process, without a socket."""
+
+    def __init__(self, app: FastAPI, headers: dict[str, str]) -> None:
+        self._loop = asyncio.new_event_loop()
+        # What the service answers to a failure of its own is what a client would see.
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        self._client = httpx.AsyncClient(transport=transport, base_url="http://service", headers=headers)
+
+    def request(self, method: str, path: str, **more: Any) -> httpx.Response:
+        return self._loop.run_until_complete(self._client.request(method, path, **more))
+
+    def get(self, path: str, **more: Any) -> httpx.Response:
+        return self.request("GET", path, **more)
+
+    def post(self, path: str, **more: Any) -> httpx.Response:
+        return self.request("POST", path, **more)
+
+    def __del__(self) -> None:
+        self._loop.close()
+
+
+@dataclass(frozen=True)
+class InProcess:
+    """The application in this process, its champion loaded from a bundle, no registry within reach."""
+
+    app: FastAPI
+    state: Path
+    keys: dict[Role, str]
+
+    def client(self, role: Role | None = Role.READER, key: str | None = None) -> LocalClient:
+        """A client with an unlimited key of a role, another key, or none."""
+        shown = key or (self.keys[role] if role else None)
+        return LocalClient(self.app, {"X-API-Key": shown} if shown else {})
+
+
+def _in_process(city: City, state: Path, **settings: Any) -> InProcess:
+    keys = {role: create_key(state / "keys.json", role, role, UNLIMITED)[1] for role in Role}
+    app = create_app(
+        Settings(home=city.home, state_dir=state, mlflow_url="http://127.0.0.1:9", **settings),
+    )
+    path = city.write("1")
+    app.state.holder.current = Champion(ModelRef("bike-traffic", "1", "run", path.name), city.load(path))
+    return InProcess(app, state, keys)
+
+
+@pytest.fixture(scope="session")
+def local(city: City, tmp_path_factory: pytest.TempPathFactory) -> InProcess:
+    """One application for all tests that change nothing."""
+    return _in_process(city, tmp_path_factory.mktemp("local"))
+
+
+@pytest.fixture(scope="session")
+def in_process(city: City) -> Callable[..., InProcess]:
+    """Make an application with a state folder and settings of its own."""
+    return partial(_in_process, city)
 
 
 @pytest.fixture(scope="session")
@@ -311,8 +389,8 @@ def api(_registry: Registry, city: City, tmp_path_factory: pytest.TempPathFactor
     process = service(city, tmp_path_factory.mktemp("api"), "api", _registry.server.url)
     try:
         process.start()
-        with httpx.Client(base_url=process.url, timeout=20) as client:
-            _eventually(lambda: client.get("/health").status_code == 200, what="a loaded model")
+        with process.client() as client:
+            _eventually(lambda: client.get("/ready").status_code == 200, what="a loaded model")
             yield client
     finally:
         process.kill()

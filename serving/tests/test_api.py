@@ -7,14 +7,14 @@ import polars as pl
 import pytest
 
 from bike_serving.schemas import (
-    MAX_BODY_BYTES,
+    MAX_BULK_BYTES,
     MAX_COUNTERS,
     MAX_HOURS,
     CountersResponse,
-    Health,
     ModelDescription,
     PredictResponse,
     Problem,
+    Ready,
 )
 
 pytestmark = pytest.mark.integration
@@ -144,9 +144,11 @@ def test_no_body_makes_the_service_fail(api, content, status):
 
 @pytest.mark.parametrize("chunked", [False, True])
 def test_a_huge_body_is_refused(api, chunked):
-    content = json.dumps({"counter_ids": ["x" * MAX_BODY_BYTES]}).encode()
+    content = json.dumps({"counter_ids": ["x" * MAX_BULK_BYTES]}).encode()
     sent = iter([content[:1000], content[1000:]]) if chunked else content
-    refused(api.post("/predict", content=sent, headers={"content-type": "application/json"}), 413, "262,144")
+    refused(
+        api.post("/predict", content=sent, headers={"content-type": "application/json"}), 413, "4,194,304"
+    )
 
 
 def test_unknown_paths_and_methods_are_problems_too(api):
@@ -166,7 +168,7 @@ def test_counters_are_listed_with_names_and_positions(api):
 
 
 def test_health_and_model_say_what_is_loaded(api):
-    health = Health.model_validate_json(api.get("/health").content)
+    health = Ready.model_validate_json(api.get("/ready").content)
     assert (health.status, health.reason, health.last_poll.error) == ("ok", None, None)
     assert health.issue_date == ISSUE_DATE
     assert health.bundle_age_seconds > 0

@@ -11,6 +11,8 @@ from bike_serving import app as app_module
 from bike_serving.app import create_app
 from bike_serving.champion import ChampionHolder
 from bike_serving.registry import ModelRef
+from bike_serving.security.access import Meter, Role
+from bike_serving.security.keys import create_key
 from bike_serving.settings import Settings
 
 HOUR = "2024-03-31T08:00:00+02:00"
@@ -32,16 +34,19 @@ class Named:
 
 
 class Client:
-    """Asks an application of this process."""
+    """Asks an application of this process, as a reader without limits."""
 
-    def __init__(self, app):
-        self.app = app
+    def __init__(self, app, key):
+        self.app, self.key = app, key
 
     def request(self, method, path, **more):
         async def ask():
             transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
             async with httpx.AsyncClient(
-                transport=transport, base_url="http://service", trust_env=False
+                transport=transport,
+                base_url="http://service",
+                trust_env=False,
+                headers={"X-API-Key": self.key},
             ) as client:
                 return await client.request(method, path, **more)
 
@@ -59,6 +64,7 @@ def clients(city, tmp_path_factory):
     """A service with the short way, and the same one without it."""
     ref = ModelRef("bike-traffic", "1", "run", city.write("1", 0).name)
     settings = Settings(home=city.home, state_dir=tmp_path_factory.mktemp("state"))
+    _, key = create_key(settings.keys_path, "tests", Role.READER, {Meter.PREDICT: 0})
 
     class Loaded(ChampionHolder):
         def __init__(self, settings, _registry, metrics):
@@ -70,7 +76,7 @@ def clients(city, tmp_path_factory):
         fast = create_app(settings)
         patch.setattr(app_module, "FastPredict", lambda app, **_kwargs: app)
         slow = create_app(settings)
-        yield [Client(app) for app in (fast, slow)]
+        yield [Client(app, key) for app in (fast, slow)]
 
 
 @pytest.fixture

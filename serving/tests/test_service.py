@@ -7,7 +7,6 @@ import threading
 import time
 from datetime import datetime
 
-import httpx
 import pytest
 
 pytestmark = pytest.mark.integration
@@ -48,9 +47,9 @@ def test_unavailable_until_a_champion_is_named_then_it_follows_each_promotion(
     registry, serve, city, eventually
 ):
     process = serve("follow", registry.server.url)
-    with httpx.Client(base_url=process.url, timeout=20) as client:
+    with process.client() as client:
         health = eventually(
-            lambda: (answer := client.get("/health")) and "names no champion" in answer.text and answer
+            lambda: (answer := client.get("/ready")) and "names no champion" in answer.text and answer
         )
         assert health.status_code == 503
         assert health.headers["content-type"] == "application/problem+json"
@@ -61,9 +60,9 @@ def test_unavailable_until_a_champion_is_named_then_it_follows_each_promotion(
 
         first = registry.register("follow", forecaster=0)
         registry.promote("follow", first)
-        eventually(lambda: client.get("/health").status_code == 200, what="the first champion")
+        eventually(lambda: client.get("/ready").status_code == 200, what="the first champion")
         assert points(ask(client)) == offline_points(city, 0)
-        assert client.get("/health").json()["status"] == "ok"
+        assert client.get("/ready").json()["status"] == "ok"
 
         second = registry.register("follow", forecaster=1)
         assert served_version(client) == first
@@ -91,7 +90,7 @@ def test_no_request_fails_and_no_answer_is_mixed_while_champions_change(registry
     answers, failures, done = [], [], threading.Event()
 
     def stream():
-        with httpx.Client(base_url=process.url, timeout=20) as client:
+        with process.client() as client:
             while not done.is_set():
                 try:
                     answers.append(ask(client))
@@ -99,7 +98,7 @@ def test_no_request_fails_and_no_answer_is_mixed_while_champions_change(registry
                 except Exception as error:
                     failures.append(error)
 
-    with httpx.Client(base_url=process.url, timeout=20) as client:
+    with process.client() as client:
         eventually(lambda: served_version(client) == versions[0])
         threads = [threading.Thread(target=stream) for _ in range(4)]
         for thread in threads:
@@ -127,10 +126,10 @@ def test_a_damaged_bundle_is_refused_while_the_old_one_serves(registry, serve, c
     model_file.write_bytes(intact[:-1] + bytes([intact[-1] ^ 1]))
     registry.promote("damage", good)
     process = serve("damage", registry.server.url)
-    with httpx.Client(base_url=process.url, timeout=20) as client:
+    with process.client() as client:
         eventually(lambda: served_version(client) == good)
         registry.promote("damage", bad)
-        health = eventually(lambda: (h := client.get("/health").json())["status"] == "degraded" and h)
+        health = eventually(lambda: (h := client.get("/ready").json())["status"] == "degraded" and h)
         assert "model.cbm was altered" in health["reason"]
         assert health["model"]["version"] == good
         assert points(ask(client)) == offline_points(city, 0)
@@ -138,24 +137,24 @@ def test_a_damaged_bundle_is_refused_while_the_old_one_serves(registry, serve, c
 
         model_file.write_bytes(intact)
         eventually(lambda: served_version(client) == bad, what="the mended bundle")
-        eventually(lambda: client.get("/health").json()["status"] == "ok", what="the end of that look")
+        eventually(lambda: client.get("/ready").json()["status"] == "ok", what="the end of that look")
 
 
 def test_without_mlflow_it_serves_on_and_even_starts_again(registry, serve, city, eventually):
     version = registry.register("outage", 0)
     registry.promote("outage", version)
     process = serve("outage", registry.server.url)
-    with httpx.Client(base_url=process.url, timeout=20) as client:
+    with process.client() as client:
         eventually(lambda: served_version(client) == version)
         registry.server.kill()
-        health = eventually(lambda: (h := client.get("/health").json())["status"] == "degraded" and h)
+        health = eventually(lambda: (h := client.get("/ready").json())["status"] == "degraded" and h)
         assert "cannot be reached" in health["reason"]
         assert points(ask(client)) == offline_points(city, 0)
     assert process.terminate() in (0, -signal.SIGTERM)  # uvicorn hands the signal on once it has closed
 
     process.start()
-    with httpx.Client(base_url=process.url, timeout=20) as client:
-        answer = eventually(lambda: (a := client.get("/health")).status_code == 200 and a).json()
+    with process.client() as client:
+        answer = eventually(lambda: (a := client.get("/ready")).status_code == 200 and a).json()
         assert answer["status"] == "degraded"
         assert "cannot be reached" in answer["reason"]
         assert points(ask(client)) == offline_points(city, 0)

@@ -11,14 +11,20 @@ from fastapi.responses import RedirectResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from bike_serving.routes.common import NOT_LOADED, Current, holder_of, metrics_of, problems
-from bike_serving.schemas import Health
+from bike_serving.schemas import Alive, Ready
 
 router = APIRouter()
 
 
-@router.get("/health", response_model=Health, responses=problems(**NOT_LOADED))
-async def health(champion: Current, request: Request) -> dict[str, Any]:
-    """Whether the service can answer. 503 until a model is loaded."""
+@router.get("/health", response_model=Alive)
+async def health() -> dict[str, str]:
+    """Whether the process lives. Says nothing about models: see `/ready`."""
+    return {"status": "alive"}
+
+
+@router.get("/ready", response_model=Ready, responses=problems(**NOT_LOADED))
+async def ready(champion: Current, request: Request) -> dict[str, Any]:
+    """Whether the service can answer. 503 until a model is loaded; `degraded` while MLflow is away."""
     status = holder_of(request).status
     return {
         "status": "degraded" if status.error else "ok",

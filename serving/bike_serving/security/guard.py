@@ -1,0 +1,281 @@
+"""The middleware every request passes first: who asks, whether it may, how often, and a line in the access log.
+
+Belongs here: HTTP's side of access (headers in, 401, 403 and 429 out, security headers). It is plain ASGI, so that it
+costs microseconds and also guards what is not a FastAPI route. Does not belong here: how keys, tokens and limits work.
+"""
+
+import base64
+import binascii
+import itertools
+import re
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from bike_assets.core.errors import PermanentError
+from bike_serving.problems import problem
+from bike_serving.security.access import Meter, Role, Rule, rule_of
+from bike_serving.security.audit import AuditLog
+from bike_serving.security.keys import KEY_PREFIX, Caller, KeyRing, create_key, read_keys, write_private
+from bike_serving.security.limits import RateLimiter, Verdict
+from bike_serving.security.tokens import ProviderAwayError, TokenRefusedError, TokenVerifier
+from bike_serving.settings import Settings
+
+PERIODS: Final[Mapping[Meter, int]] = {Meter.PREDICT: 60, Meter.TRAIN: 3600}
+"""Seconds over which each limit is counted."""
+
+_REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_DOCUMENTATION: Final = frozenset({"/", "/docs", "/openapi.json"})
+_DOCUMENTATION_POLICY: Final = (
+    b"default-src 'none'; connect-src 'self'; img-src 'self' data: https://fastapi.tiangolo.com; "
+    b"script-src 'unsafe-inline' https://cdn.jsdelivr.net; style-src 'unsafe-inline' https://cdn.jsdelivr.net; "
+    b"frame-ancestors 'none'"
+)
+_HEADERS: Final = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"cache-control", b"no-store"),
+)
+
+RawHeaders = Sequence[tuple[bytes, bytes]]
+
+
+class NotConfiguredError(PermanentError):
+    """The service would start with nobody able to ask it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """Why a request is not passed on."""
+
+    response: Response
+    caller: Caller | None = None
+
+
+class Access:
+    """What the guard asks: the keys, the tokens' verifier, the counts and the log of one process."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Open everything; a local service without keys makes its first ones.
+
+        Raises:
+            NotConfiguredError: in prod there is neither a key nor an identity provider.
+            KeyFileError: the file of keys cannot be used.
+        """
+        ensure_keys(settings)
+        self.keys = KeyRing(settings.keys_path)
+        self.tokens = (
+            TokenVerifier(
+                settings.oidc_issuer,
+                settings.oidc_audience or "",
+                settings.oidc_jwks,
+                settings.oidc_role_claim,
+            )
+            if settings.oidc_issuer
+            else None
+        )
+        self.limiter = RateLimiter(settings.state_folder / "limits.bin")
+        self.audit = AuditLog(settings.state_folder / "audit.jsonl")
+        self.audit_reads = settings.audit_reads
+        self.limits = {Meter.PREDICT: settings.predict_per_minute, Meter.TRAIN: settings.train_per_hour}
+
+    def close(self) -> None:
+        """Give files back."""
+        self.limiter.close()
+        self.audit.close()
+
+
+def ensure_keys(settings: Settings) -> list[str]:
+    """Keys for a first start: on a laptop and in compose one of each role, in files only their owner can read.
+
+    Returns:
+        What to tell the operator, a line each; nothing when there are keys already.
+
+    Raises:
+        NotConfiguredError: in prod there is neither a key nor an identity provider.
+        KeyFileError: the file of keys cannot be used.
+    """
+    if read_keys(settings.keys_path) or settings.oidc_issuer:
+        return []
+    if settings.env == "prod":
+        raise NotConfiguredError(
+            f"there is no API key in {settings.keys_path} and no identity provider; make a key with "
+            "`bike-serving keys create --name NAME --role admin` or set BIKE_SERVING_OIDC_ISSUER"
+        )
+    told = []
+    for role in Role:
+        _, key = create_key(settings.keys_path, f"first {role}", role)
+        file = settings.keys_path.with_name(f"{role}.key")
+        write_private(file, key + "\n")
+        told.append(f"made a key for the role {role}: it is in {file}")
+    return told
+
+
+class Guard:
+    """ASGI middleware: passes on what the rules allow, and answers everything else itself."""
+
+    def __init__(self, app: ASGIApp, access: Access) -> None:
+        self._app, self._access = app, access
+        self._process = secrets.token_hex(6)
+        self._numbers = itertools.count()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self._app(scope, receive, send)
+            return  # a web socket is closed by the server when nobody answers it
+        path: str = scope["path"]
+        rule = rule_of(path)
+        began = time.perf_counter()
+        status = 0
+        extra: list[tuple[bytes, bytes]] = []
+
+        async def with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = [*message.get("headers", ()), *extra]
+                names = {name for name, _ in headers}
+                headers += [header for header in _HEADERS if header[0] not in names]
+                message["headers"] = headers
+            await send(message)
+
+        if path == "/docs":
+            extra.append((b"content-security-policy", _DOCUMENTATION_POLICY))
+        if rule.role is None:
+            await self._app(scope, receive, with_headers)
+            return
+        key, authorization, request_id = _credentials(scope["headers"])
+        if request_id is None:
+            request_id = f"{self._process}-{next(self._numbers):x}"
+        scope["request_id"] = request_id
+        extra.append((b"x-request-id", request_id.encode()))
+        caller: Caller | None = None
+        try:
+            found = await self._judge(path, rule, key, authorization, extra)
+            if isinstance(found, _Refusal):
+                caller = found.caller
+                await found.response(scope, receive, with_headers)
+            else:
+                caller = scope["caller"] = found
+                await self._app(scope, receive, with_headers)
+        finally:
+            if self._access.audit_reads or status >= 400 or rule.role is Role.ADMIN:
+                client = scope.get("client")
+                self._access.audit.write(
+                    at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+                    request_id=request_id,
+                    caller=caller.id if caller else None,
+                    client=client[0] if client else None,
+                    method=scope["method"][:16],
+                    path=path[:200],
+                    status=status,
+                    ms=round((time.perf_counter() - began) * 1000, 2),
+                )
+
+    async def _judge(
+        self,
+        path: str,
+        rule: Rule,
+        key: str | None,
+        authorization: str | None,
+        extra: list[tuple[bytes, bytes]],
+    ) -> Caller | _Refusal:
+        """The caller whose request may pass, or the answer in its place."""
+        try:
+            caller = await self._identify(key, authorization)
+        except TokenRefusedError as error:
+            return _unauthorised(path, str(error), "invalid_token")
+        except ProviderAwayError as error:
+            return _Refusal(problem(503, "identity-provider-away", str(error), {"Retry-After": "30"}))
+        if caller is None:
+            return _unauthorised(
+                path, "give an API key in the header X-API-Key, or a key or token in Authorization: Bearer"
+            )
+        if rule.role is Role.ADMIN and caller.role is not Role.ADMIN:
+            return _Refusal(
+                problem(403, "forbidden", f"this needs the role admin; yours is {caller.role}"), caller
+            )
+        if rule.meter is not None and (verdict := self._count(caller, rule.meter, extra)):
+            if verdict.allowed:
+                return caller
+            return _Refusal(
+                problem(
+                    429,
+                    "too-many-requests",
+                    f"the limit of {rule.meter} requests is used up; ask again in {verdict.wait_seconds} s",
+                    {"Retry-After": str(verdict.wait_seconds)},
+                ),
+                caller,
+            )
+        return caller
+
+    async def _identify(self, key: str | None, authorization: str | None) -> Caller | None:
+        if key is None and authorization is not None:
+            scheme, _, value = authorization.partition(" ")
+            scheme, value = scheme.lower(), value.strip()
+            if scheme == "bearer":
+                key = value
+            elif scheme == "basic":  # what a browser sends for /docs: any name, the key as password
+                key = _basic_password(value)
+        if not key:
+            return None
+        if key.startswith(KEY_PREFIX):
+            caller = self._access.keys.find(key)
+            if caller is None:
+                raise TokenRefusedError("the API key is not known here, or was revoked")
+            return caller
+        tokens = self._access.tokens
+        if tokens is None:
+            raise TokenRefusedError("that is no API key of this service, which takes no other tokens")
+        return tokens.remembered(key) or await run_in_threadpool(tokens.verify, key)
+
+    def _count(self, caller: Caller, meter: Meter, extra: list[tuple[bytes, bytes]]) -> Verdict | None:
+        """Count a request; None where the caller has no limit. Adds the headers of the IETF's draft (RateLimit)."""
+        limit = caller.limits.get(meter, self._access.limits[meter])
+        if not limit:
+            return None
+        period = PERIODS[meter]
+        verdict = self._access.limiter.take(f"{caller.id} {meter}", limit, period)
+        extra.append((b"ratelimit-policy", b'"%s";q=%d;w=%d' % (meter.encode(), limit, period)))
+        extra.append(
+            (b"ratelimit", b'"%s";r=%d;t=%d' % (meter.encode(), verdict.remaining, verdict.wait_seconds))
+        )
+        return verdict
+
+
+def _credentials(headers: RawHeaders) -> tuple[str | None, str | None, str | None]:
+    """API key, authorization and request id of a request; an odd request id is not taken over."""
+    key = authorization = request_id = None
+    for name, value in headers:
+        if name == b"x-api-key":
+            key = value.decode("latin-1").strip()
+        elif name == b"authorization":
+            authorization = value.decode("latin-1")
+        elif name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+            request_id = value.decode()
+    return key, authorization, request_id
+
+
+def _basic_password(value: str) -> str | None:
+    try:
+        return base64.b64decode(value, validate=True).decode().partition(":")[2]
+    except (binascii.Error, UnicodeDecodeError):
+        return None
+
+
+def _unauthorised(path: str, detail: str, error: str | None = None) -> _Refusal:
+    challenge = 'Bearer realm="bike-serving"' + (f', error="{error}"' if error else "")
+    if path in _DOCUMENTATION:
+        challenge = 'Basic realm="any name, an API key as password", ' + challenge
+    return _Refusal(problem(401, "unauthorised", detail, {"WWW-Authenticate": challenge}))
