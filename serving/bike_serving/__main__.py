@@ -1,12 +1,16 @@
 """The command `bike-serving`: listens until told to stop. `bike-serving keys` is in `security.command`."""
 
 import argparse
+import os
 import sys
+import tempfile
+from typing import Any
 
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from bike_assets.core.errors import BikeError
-from bike_serving.settings import Settings
+from bike_serving.logs import log_config
+from bike_serving.settings import WORKERS_VARIABLE, Settings
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -24,6 +28,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--host", help="address to listen on")
     parser.add_argument("--port", type=int, help="port to listen on")
+    parser.add_argument("--workers", type=int, help="processes that answer")
     parser.add_argument("--home", help="the platform's home")
     parser.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
     return parser
@@ -52,41 +57,62 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(
             f"bike-serving: setting {name}: {fault['msg']}; set BIKE_SERVING_{name.upper()} or see --help"
         )
-    import uvicorn
-
-    from bike_serving.app import create_app  # after the checks, so that help and mistakes are told at once
-    from bike_serving.security.guard import ensure_keys
+    from bike_serving.security.guard import ensure_keys  # after the checks, so that mistakes are told at once
 
     try:
         for line in ensure_keys(settings):
             sys.stderr.write(f"bike-serving: {line}\n")
-        application = create_app(settings)
+        if settings.workers > 1:
+            _run_workers(settings, log_level)
+        else:
+            _run(settings, log_level)
     except BikeError as error:
         sys.exit(f"bike-serving: {error}")
-    uvicorn.run(
-        application,
-        host=settings.host,
-        port=settings.port,
-        log_config=_log_config(log_level.upper()),
-        timeout_graceful_shutdown=10,
-        server_header=False,
-    )
 
 
-def _log_config(level: str) -> dict[str, object]:
-    """One line an event, all through one handler; requests are counted in metrics, not logged."""
+def _run(settings: Settings, log_level: str) -> None:
+    import uvicorn
+
+    from bike_serving.app import create_app
+
+    uvicorn.run(create_app(settings), **_server(settings, log_level))
+
+
+def _server(settings: Settings, log_level: str) -> dict[str, Any]:
+    """What the server is told, whether it is one process or the parent of several."""
     return {
-        "version": 1,
-        "disable_existing_loggers": False,
-        "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
-        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
-        "loggers": {
-            "bike_serving": {"level": level},
-            "uvicorn.access": {"level": "WARNING"},
-            "uvicorn": {"level": level},
-        },
-        "root": {"level": "WARNING", "handlers": ["stderr"]},
+        "host": settings.host,
+        "port": settings.port,
+        "loop": "uvloop",
+        "http": "httptools",
+        "server_header": False,
+        "log_config": log_config(log_level.upper(), settings.log_format),
+        "timeout_graceful_shutdown": 10,
     }
+
+
+def _run_workers(settings: Settings, log_level: str) -> None:
+    """A parent that holds the socket and replaces workers that die; each worker follows the champion itself.
+
+    Workers make the application anew, so what the command line said goes to them through the environment. They
+    count into files of a folder that is gone with them; it is not in the state folder, because a full disk there
+    must not kill them (files are mapped into memory).
+    """
+    import uvicorn
+
+    for name in settings.model_fields_set - {"webhook_secret"}:
+        value = getattr(settings, name)
+        if value is not None and not isinstance(value, SecretStr):
+            os.environ[f"BIKE_SERVING_{name.upper()}"] = str(value)
+    with tempfile.TemporaryDirectory(prefix="bike-serving-") as folder:
+        os.environ[WORKERS_VARIABLE] = folder
+        uvicorn.run(
+            "bike_serving.app:create_app",
+            factory=True,
+            workers=settings.workers,
+            timeout_worker_healthcheck=30,
+            **_server(settings, log_level),
+        )
 
 
 if __name__ == "__main__":

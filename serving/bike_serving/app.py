@@ -5,9 +5,10 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI
+from fastapi.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
 
-from bike_serving import problems, routes
+from bike_serving import logs, problems, routes, tracing
 from bike_serving.champion import ChampionHolder
 from bike_serving.fast_path import FastPredict
 from bike_serving.metrics import Metrics, RequestMetrics
@@ -16,6 +17,9 @@ from bike_serving.schemas import body_limit
 from bike_serving.security.body import BodyLimit
 from bike_serving.security.guard import Access, Guard
 from bike_serving.settings import Settings
+from bike_serving.webhooks import Webhooks
+
+_FIRST_LOOK_SECONDS = 20.0
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -31,6 +35,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         holder.start()
+        # A worker that takes the place of a dead one takes no requests before it can answer them.
+        await run_in_threadpool(holder.looked.wait, _FIRST_LOOK_SECONDS)
         yield
         holder.stop()
         access.close()
@@ -42,11 +48,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.holder, app.state.metrics = holder, metrics
+    secret = settings.webhook_secret
+    app.state.webhooks = Webhooks(secret.get_secret_value()) if secret else None
     routes.install(app)
     problems.install(app)
     # Each stands around those before it.
     app.add_middleware(FastPredict, holder=holder, metrics=metrics)
     app.add_middleware(BodyLimit, limit_of=body_limit, seconds=settings.body_timeout_seconds)
+    app.add_middleware(logs.RequestContext)
     app.add_middleware(Guard, access=access)
     if origins := [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]:
         # Outside the guard: a browser asks for leave without credentials.
@@ -54,4 +63,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"]
         )
     app.add_middleware(RequestMetrics, metrics=metrics)
+    if settings.tracing:
+        tracing.trace(app)
     return app

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple, Protocol
 from bike_assets.core.bundle import BUNDLE_ID_PATTERN, Bundle, load_bundle, load_public_key
 from bike_assets.core.errors import BikeError, BundleError
 from bike_serving.forecasts import ForecastTable, dumps, iso
-from bike_serving.guard import Record, worse
 from bike_serving.memory import Memory
 from bike_serving.metrics import Metrics, ServedModel
+from bike_serving.probation import Record, worse
 from bike_serving.registry import ModelRef
 from bike_serving.settings import Settings
 
@@ -144,6 +144,8 @@ class ChampionHolder:
         self._previous: Champion | None = None
         self._rejections: dict[ModelRef, _Rejection] = {}
         self._first_wait = settings.poll_seconds
+        self.looked = threading.Event()
+        """Set once the first look is over, whatever came of it."""
         self._stop, self._look_now = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._poll, name="champion-poll", daemon=True)
 
@@ -180,6 +182,7 @@ class ChampionHolder:
         while not self._stop.is_set():
             self._look_now.clear()
             self.refresh()
+            self.looked.set()
             self._look_now.wait(self._settings.poll_seconds)
 
     def _look(self) -> str | None:
@@ -200,7 +203,7 @@ class ChampionHolder:
 
     def _judge(self) -> None:
         """Take a new champion back when it answers worse than the one before it: at most once a champion."""
-        new, before, rules = self.current, self._previous, self._settings.guard
+        new, before, rules = self.current, self._previous, self._settings.probation
         if new is None:
             return
         quarantine = self._memory.quarantined()

@@ -31,10 +31,9 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-log = logging.getLogger("bike_serving")
+from bike_serving.settings import WORKERS_VARIABLE
 
-WORKERS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
-"""Names the folder that several workers count into; unset where there is one."""
+log = logging.getLogger("bike_serving")
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)

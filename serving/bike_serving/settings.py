@@ -9,7 +9,10 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, HttpUrl, SecretStr, TypeAdapter, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from bike_serving.guard import GuardRules
+from bike_serving.probation import ProbationRules
+
+WORKERS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+"""prometheus_client's variable that names the folder several workers count into; unset where there is one."""
 
 
 def _checked_url(value: str | None) -> str | None:
@@ -53,19 +56,21 @@ class Settings(BaseSettings):
         default=None, description="Secret of MLflow's webhook; without it webhooks are refused"
     )
     probation_seconds: float = Field(
-        default=GuardRules.probation_seconds, ge=0, description="How long a new champion is compared"
+        default=ProbationRules.probation_seconds, ge=0, description="How long a new champion is compared"
     )
     rollback_requests: int = Field(
-        default=GuardRules.min_requests, ge=1, description="Answers needed before it may be rolled back"
+        default=ProbationRules.min_requests, ge=1, description="Answers needed before it may be rolled back"
     )
     rollback_error_margin: float = Field(
-        default=GuardRules.error_margin, gt=0, le=1, description="Failed share by which it may be worse"
+        default=ProbationRules.error_margin, gt=0, le=1, description="Failed share by which it may be worse"
     )
     rollback_slow_factor: float = Field(
-        default=GuardRules.slow_factor, gt=1, description="Times the earlier 95th percentile that is too slow"
+        default=ProbationRules.slow_factor,
+        gt=1,
+        description="Times the earlier 95th percentile that is too slow",
     )
     rollback_slow_seconds: float = Field(
-        default=GuardRules.slow_seconds, gt=0, description="95th percentile that is never too slow"
+        default=ProbationRules.slow_seconds, gt=0, description="95th percentile that is never too slow"
     )
     workers: int = Field(default=1, ge=1, le=64, description="Processes that answer")
     log_format: Literal["text", "json"] = Field(default="text", description="Lines for people or machines")
@@ -127,9 +132,9 @@ class Settings(BaseSettings):
         return self.state_dir or self.home / "serving"
 
     @property
-    def guard(self) -> GuardRules:
+    def probation(self) -> ProbationRules:
         """When a new champion is taken back."""
-        return GuardRules(
+        return ProbationRules(
             self.probation_seconds,
             self.rollback_requests,
             self.rollback_error_margin,

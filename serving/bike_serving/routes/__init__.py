@@ -7,7 +7,7 @@ Does not belong here: endpoints.
 
 from fastapi import FastAPI
 
-from bike_serving.routes import counters, model, operations, predict
+from bike_serving.routes import counters, model, operations, predict, webhook
 
 VERSION_PREFIX = "/v1"
 
@@ -20,3 +20,4 @@ def install(app: FastAPI) -> None:
         app.include_router(router, prefix=VERSION_PREFIX)
         app.include_router(router, include_in_schema=False)
     app.include_router(operations.router)
+    app.include_router(webhook.router)

@@ -13,7 +13,7 @@ _KEPT = 2000
 
 
 @dataclass(frozen=True)
-class GuardRules:
+class ProbationRules:
     """When a champion is worse than the one before.
 
     Attributes:
@@ -57,7 +57,7 @@ class Record:
         return seconds[int(0.95 * (len(seconds) - 1))]
 
 
-def worse(new: Record, before: Record, rules: GuardRules) -> str | None:
+def worse(new: Record, before: Record, rules: ProbationRules) -> str | None:
     """Why the new champion is worse than the one before, or None while nothing says so."""
     if len(new.failed) < rules.min_requests:
         return None
