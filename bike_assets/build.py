@@ -21,6 +21,7 @@ from bike_assets.assets.ingestion import build_raw_counts
 from bike_assets.assets.monitoring import build_drift_report, build_retraining_decision
 from bike_assets.assets.transformation import build_dbt_assets
 from bike_assets.assets.weather import build_raw_weather
+from bike_assets.champion_jobs import CHAMPION_JOBS
 from bike_assets.checks.asset_checks import build_asset_checks
 from bike_assets.core.errors import PermanentError
 from bike_assets.core.promotion import PromotionPolicy
@@ -28,7 +29,9 @@ from bike_assets.core.retraining import RetrainingPolicy
 from bike_assets.jobs import JOBS
 from bike_assets.partitions import counted_and_issue_days, weather_days
 from bike_assets.resources.alerts import Alerts
+from bike_assets.resources.audit import AuditLog
 from bike_assets.resources.bundles import BundleStore
+from bike_assets.resources.championship import ChampionStore
 from bike_assets.resources.dbt import DbtResource
 from bike_assets.resources.registry import ModelRegistry
 from bike_assets.resources.snapshots import SnapshotStore
@@ -68,7 +71,7 @@ def build_defs(settings: Settings, resource_overrides: Mapping[str, Any] | None 
             build_retraining_decision(settings, RetrainingPolicy(), issued),
         ],
         asset_checks=build_asset_checks(settings),
-        jobs=JOBS,
+        jobs=(*JOBS, *CHAMPION_JOBS),
         schedules=build_schedules(settings, issued),
         sensors=[
             build_changed_counts_sensor(settings),
@@ -94,6 +97,8 @@ def build_resources(settings: Settings, project: DbtProject) -> dict[str, Any]:
         "weather": WeatherSourceResource.from_settings(settings),
         "registry": ModelRegistry.from_settings(settings),
         "bundles": BundleStore(bundles_dir=str(settings.bundles_dir), keys_dir=str(settings.keys_dir)),
+        "audit": AuditLog.from_settings(settings),
+        "championship": ChampionStore.from_settings(settings),
         "snapshots": SnapshotStore.from_settings(settings),
         "alerts": Alerts.from_settings(settings),
         "dbt": DbtResource(

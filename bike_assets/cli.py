@@ -10,6 +10,7 @@ from rich.table import Table
 
 from bike_assets import model_commands
 from bike_assets.alert_commands import alerts_app
+from bike_assets.champion_commands import audit_app, champion_app
 from bike_assets.console import (
     DEFAULT_HOME,
     AsJson,
@@ -38,11 +39,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-champion_app = typer.Typer(help="The model that serves.", no_args_is_help=True)
 app.add_typer(champion_app, name="champion")
 model_commands.add_to(app)
 app.add_typer(data_app, name="data")
 app.add_typer(alerts_app, name="alerts")
+app.add_typer(audit_app, name="audit")
 
 Day = Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"])]
 
@@ -169,18 +170,6 @@ def status(home: Home = DEFAULT_HOME, as_json: AsJson = False, debug: Debug = Fa
     with quiet(settings, debug):
         result = read_status(settings)
     report(result, as_json, _print_status)
-
-
-@champion_app.command("show")
-def champion_show(home: Home = DEFAULT_HOME, as_json: AsJson = False, debug: Debug = False) -> None:
-    """The champion: version, training, held-out accuracy and the bundle the service reads."""
-    settings = read_settings(home)
-    require_platform(settings)
-    from bike_assets.status import describe_champion
-
-    with quiet(settings, debug):
-        result = describe_champion(settings)
-    report(result, as_json, print_mapping)
 
 
 @app.command()

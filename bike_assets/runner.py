@@ -90,6 +90,46 @@ def materialize(
     return outcome
 
 
+def run_job(
+    definitions: dg.Definitions,
+    instance: dg.DagsterInstance,
+    job: str,
+    config: Mapping[str, Mapping[str, Any]],
+) -> Mapping[str, Any]:
+    """Run a job of one step in this process.
+
+    Args:
+        definitions: what `build_defs` made.
+        instance: where the run is recorded.
+        job: its name.
+        config: configuration by op.
+
+    Returns:
+        The metadata of the step's output.
+
+    Raises:
+        PermanentError: the step failed; the message is its own, in one line.
+    """
+    result = definitions.resolve_job_def(job).execute_in_process(
+        instance=instance,
+        tags={COMMAND_TAG: "yes"},
+        run_config={
+            "ops": {name: {"config": dict(values)} for name, values in config.items()},
+            "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
+        },
+        raise_on_error=False,
+    )
+    found: Mapping[str, Any] = {}
+    for event in result.all_events:
+        if event.is_step_failure:
+            raise PermanentError(f"{job}: {_root_cause(event.step_failure_data.error)}")
+        if event.is_successful_output:
+            found = event.step_output_data.metadata
+    if not result.success:
+        raise PermanentError(f"the run of {job} failed; see run {result.run_id} in the UI")
+    return found
+
+
 def ingest(
     settings: Settings,
     definitions: dg.Definitions,

@@ -131,6 +131,19 @@ class Settings(BaseSettings):
     )
     dagster_ui_url: str = Field("http://127.0.0.1:3000", description="Where people open Dagster")
     serving_url: str = Field("", description="The REST service whose health is watched; empty watches none")
+    promoters: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Who may promote and roll back, with commas between; without one, everybody"
+    )
+    approvers: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Who may approve and reject challengers, with commas between; without one, everybody"
+    )
+
+    @field_validator("promoters", "approvers", mode="before")
+    @classmethod
+    def _split_names(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(name.strip() for name in value.split(",") if name.strip())
+        return value
 
     @field_validator("data", "weather_data", mode="before")
     @classmethod
@@ -182,6 +195,11 @@ class Settings(BaseSettings):
     def keys_dir(self) -> Path:
         """Signing keys of the bundles."""
         return self.home / "keys"
+
+    @property
+    def audit_dir(self) -> Path:
+        """The signed head of the audit log, and the locks of log and championship."""
+        return self.home / "audit"
 
     @property
     def reports_dir(self) -> Path:

@@ -1,12 +1,19 @@
 """What a home holds, as the CLI reports it."""
 
+from pathlib import Path
 from typing import Any
 
+import polars as pl
+
+from bike_assets.core.audit import Head
 from bike_assets.core.contracts import CLEANED_COUNTS, PREDICTIONS, RAW_COUNTS
 from bike_assets.core.errors import PermanentError
+from bike_assets.core.succession import Succession
 from bike_assets.home import open_instance
-from bike_assets.resources.bundles import BUNDLE_TAG
-from bike_assets.resources.registry import CHAMPION, ModelRegistry
+from bike_assets.resources.audit import AuditLog
+from bike_assets.resources.bundles import BUNDLE_TAG, BundleStore
+from bike_assets.resources.championship import Championship, ChampionStore
+from bike_assets.resources.registry import CHALLENGER, CHAMPION, PREVIOUS, ModelRegistry, ModelVersion
 from bike_assets.resources.warehouse import DuckDBWarehouse
 from bike_assets.settings import Settings
 
@@ -60,6 +67,46 @@ def read_status(settings: Settings) -> dict[str, Any]:
     }
 
 
+def championship(settings: Settings) -> Championship:
+    """The championship of a home, outside of Dagster."""
+    return ChampionStore.from_settings(settings).open(
+        ModelRegistry.from_settings(settings),
+        BundleStore(bundles_dir=str(settings.bundles_dir), keys_dir=str(settings.keys_dir)),
+        DuckDBWarehouse(path=str(settings.warehouse_path)),
+        AuditLog.from_settings(settings),
+    )
+
+
+def settle(settings: Settings) -> Succession:
+    """Finish or abandon the change that a dead process left, if there is one, and say who serves."""
+    return championship(settings).state()
+
+
+def verify_audit(settings: Settings, copy: Path | None) -> dict[str, Any]:
+    """Rows, faults of the chain, and where the registry does not say what the log does.
+
+    Args:
+        settings: the home.
+        copy: a file with a head that was kept elsewhere.
+    """
+    log = AuditLog.from_settings(settings)
+    warehouse = DuckDBWarehouse(path=str(settings.warehouse_path))
+    copies = [Head.from_json(copy.read_text(encoding="utf-8"))] if copy else []
+    found = log.verify(warehouse, copies)
+    if not found:
+        # Of a log that was tampered with nothing follows, and it is not added to.
+        before = log.read(warehouse).height
+        settle(settings)
+        adopted = log.read(warehouse)[before:].filter(pl.col("event") == "adopted")
+        found = adopted["reason"].to_list() if before else []
+    head = log.head()
+    return {
+        "rows": log.read(warehouse).height,
+        "head": head.to_json() if head else None,
+        "faults": found,
+    }
+
+
 def describe_champion(settings: Settings) -> dict[str, Any]:
     """The champion in the registry.
 
@@ -80,6 +127,11 @@ def describe_champion(settings: Settings) -> dict[str, Any]:
         "trained_at": version.tags["trained_at"],
         "data_hash": version.tags["data_hash"],
         "git_commit": version.tags["git_commit"],
+        "semantic_version": version.tags.get("semantic_version"),
+        "previous": _number(registry.by_alias(PREVIOUS)),
+        "challenger": _number(registry.by_alias(CHALLENGER)),
+        "promoted_by": version.tags.get("promoted_by"),
+        "promoted_because": version.tags.get("promoted_because"),
         "bundle_id": version.tags.get(BUNDLE_TAG),
         "bundle": str(settings.bundles_dir / version.tags.get(BUNDLE_TAG, "")),
         "holdout": {
@@ -89,3 +141,7 @@ def describe_champion(settings: Settings) -> dict[str, Any]:
         },
         "mlflow": registry.run_url(version.run_id),
     }
+
+
+def _number(version: ModelVersion | None) -> str | None:
+    return version.version if version else None

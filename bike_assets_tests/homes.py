@@ -153,11 +153,15 @@ def forget_models(home: Path) -> None:
 
 
 def tables(home: Path) -> dict[str, pl.DataFrame]:
-    """Every table of the warehouse, in an order that does not hang on how it was written."""
+    """Every table of the warehouse, in an order that does not hang on how it was written.
+
+    Without the audit log: it tells of every attempt, so what was done twice is in it twice.
+    """
     with duckdb.connect(str(home / "warehouse.duckdb"), read_only=True) as connection:
         names = connection.execute(
             "SELECT table_schema || '.' || table_name FROM information_schema.tables "
-            "WHERE table_type = 'BASE TABLE' ORDER BY 1"
+            "WHERE table_type = 'BASE TABLE' AND NOT (table_schema = 'monitoring_audit' AND table_name = 'logs') "
+            "ORDER BY 1"
         ).fetchall()
         return {
             name: connection.sql(f"SELECT * FROM {name} ORDER BY ALL").pl()  # noqa: S608  names of the catalogue

@@ -201,7 +201,10 @@ def test_nothing_starts_by_itself_on_a_laptop_and_everything_elsewhere(
     assert definitions["sensors"] == dict.fromkeys(
         ["champion_alerts", "changed_counts", "retraining", "run_alerts"], status
     )
-    assert definitions["jobs"] == ["clean", "describe", "ingest", "monitor", "predict", "retrain", "weather"]
+    assert definitions["jobs"] == [
+        "approve", "clean", "describe", "ingest", "monitor", "predict", "promote", "reject", "retrain", "rollback",
+        "weather",
+    ]  # fmt: skip
 
 
 def test_loading_imports_nothing_that_takes_seconds(definitions: dict[str, Any]) -> None:
@@ -253,7 +256,8 @@ def test_resources_can_be_replaced(home: Path) -> None:
         defs = build_defs(load_settings(), {"warehouse": other})
         assert defs.resources["warehouse"] is other
         assert set(defs.resources) == {
-            "warehouse", "source", "weather", "registry", "bundles", "snapshots", "alerts", "dbt"
+            "warehouse", "source", "weather", "registry", "bundles", "audit", "championship", "snapshots", "alerts",
+            "dbt"
         }
     """
     done = python(code, BIKE_HOME=str(home))

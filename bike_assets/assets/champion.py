@@ -1,9 +1,14 @@
 """`champion`: who serves, decided by comparing the challenger with the model that does."""
 
+import json
+from dataclasses import asdict
+from datetime import timedelta
+from typing import Any
+
 import dagster as dg
 
 from bike_assets import tags
-from bike_assets.assets.forecasting import FEATURES
+from bike_assets.assets.forecasting import FEATURES, newest_day
 from bike_assets.core.intervals import target_day
 from bike_assets.core.promotion import (
     PromotionDecision,
@@ -12,8 +17,10 @@ from bike_assets.core.promotion import (
     decide_promotion,
     window_score,
 )
-from bike_assets.resources.bundles import BundleStore
-from bike_assets.resources.registry import CHALLENGER, CHAMPION, PREVIOUS, ModelRegistry, ModelVersion
+from bike_assets.resources.audit import AUTOMATION, AuditLog
+from bike_assets.resources.bundles import BUNDLE_TAG, BundleStore
+from bike_assets.resources.championship import ChampionStore, Request
+from bike_assets.resources.registry import CHALLENGER, ModelRegistry, ModelVersion
 from bike_assets.resources.warehouse import DuckDBWarehouse
 
 
@@ -33,30 +40,48 @@ def build_champion(policy: PromotionPolicy) -> dg.AssetsDefinition:
         warehouse: DuckDBWarehouse,
         registry: ModelRegistry,
         bundles: BundleStore,
+        audit: AuditLog,
+        championship: ChampionStore,
     ) -> dg.MaterializeResult[None]:
         """Who serves: the registry's alias moves to the challenger, or it does not, with reasons."""
         challenger = registry.by_alias(CHALLENGER)
         if challenger is None:
             raise dg.Failure("there is no challenger; materialise trained_model first", allow_retries=False)
-        incumbent = registry.by_alias(CHAMPION)
-        if incumbent is not None and incumbent.version == challenger.version:
-            serving, decision = incumbent, "unchanged"
-            reasons: tuple[str, ...] = ("the challenger already serves",)
+        title = championship.open(registry, bundles, warehouse, audit)
+        state = title.state()
+        incumbent = registry.version(state.champion) if state.champion else None
+        decision: str
+        reasons: tuple[str, ...]
+        promoted = False
+        if state.champion == challenger.version:
+            decision, reasons = "unchanged", ("the challenger already serves",)
+        elif challenger.version in state.barred:
+            decision, reasons = "barred", (f"a person took version {challenger.version} out",)
         else:
             answer = judge(challenger, incumbent, registry, warehouse, policy)
-            decision, reasons = answer.decision, answer.reasons
-            promoted = challenger if answer.promote else incumbent
-            if promoted is None:
-                raise dg.Failure(
-                    f"version {challenger.version} was not promoted and nothing serves yet: {'; '.join(reasons)}",
-                    allow_retries=False,
-                )
-            serving = promoted
-        bundle_id = bundles.publish(serving, registry.load_forecaster(serving), warehouse, registry)
-        if incumbent is None or serving.version != incumbent.version:
-            if incumbent is not None:
-                registry.set_alias(PREVIOUS, incumbent)
-            registry.set_alias(CHAMPION, serving)
+            decision, reasons, promoted = answer.decision, answer.reasons, answer.promote
+            request = Request(
+                AUTOMATION,
+                "; ".join(reasons),
+                operation_id=context.run.run_id,
+                dagster_run_id=context.run.run_id,
+                service_date=newest_day(warehouse) + timedelta(days=1),
+            )
+            facts = {**verdict_facts(answer), "policy": json.dumps(asdict(policy), sort_keys=True)}
+            title.record_verdict(challenger, request, replaced_version=state.champion, **facts)
+            if promoted:
+                title.promote(challenger, request, against=state.champion, facts=facts)
+        if promoted:
+            serving = registry.version(challenger.version)
+            bundle_id = serving.tags[BUNDLE_TAG]
+        elif incumbent is None:
+            raise dg.Failure(
+                f"version {challenger.version} was not promoted and nothing serves yet: {'; '.join(reasons)}",
+                allow_retries=False,
+            )
+        else:
+            serving = incumbent
+            bundle_id = bundles.publish(serving, registry.load_forecaster(serving), warehouse, registry)
         for reason in reasons:
             context.log.info(reason)
         return dg.MaterializeResult(
@@ -71,6 +96,21 @@ def build_champion(policy: PromotionPolicy) -> dg.AssetsDefinition:
         )
 
     return champion
+
+
+def verdict_facts(answer: PromotionDecision) -> dict[str, Any]:
+    """What the audit log says of a comparison, by column."""
+    return {
+        "deployment_decision": answer.decision,
+        "double_evaluation_enabled": answer.baseline_r2 is not None and answer.champion_r2 is not None,
+        "baseline_regression": answer.decision == "below_floor",
+        "r2_baseline": answer.baseline_r2,
+        "r2_current": answer.challenger_r2,
+        "champion_r2_current": answer.champion_r2,
+        "model_improvement": answer.gain_r2,
+        "p_value": answer.p_value,
+        "days_compared": answer.n_days,
+    }
 
 
 def judge(

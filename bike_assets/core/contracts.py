@@ -421,6 +421,64 @@ RETRAINING_DECISIONS = TableContract(
 )
 
 
+AUDIT_LOG = TableContract(
+    schema="monitoring_audit",
+    name="logs",
+    key=("sequence",),
+    columns=(
+        Column("sequence", pl.Int64, "Number of the row, from 1 without gaps", minimum=1),
+        Column("timestamp", UTC_TIMESTAMP, "When it was written"),
+        Column("service_date", pl.Date, "Local day it is about"),
+        Column("event", pl.String, "What happened: an `Event` of core/audit.py"),
+        Column("actor", pl.String, "Who decided: a person, or automation"),
+        Column("executed_by", pl.String, "User of the operating system that ran it", nullable=True),
+        Column("reason", pl.String, "Why, in words"),
+        Column("operation_id", pl.String, "Ties the rows of one change together", nullable=True),
+        Column("dagster_run_id", pl.String, "Dagster run that wrote it", nullable=True),
+        Column("env", pl.String, "local, compose or prod", nullable=True),
+        Column("model_name", pl.String, "Registered model", nullable=True),
+        Column("model_version", pl.String, "Version it is about", nullable=True),
+        Column("semantic_version", pl.String, "Its semantic version", nullable=True),
+        Column("replaced_version", pl.String, "Champion before, or compared with", nullable=True),
+        Column("bundle_id", pl.String, "Bundle that serves from now on", nullable=True),
+        Column("data_hash", pl.String, "Snapshot that the version learned from", nullable=True),
+        Column("git_commit", pl.String, "Code that trained it", nullable=True),
+        Column("run_id", pl.String, "MLflow run of the version", nullable=True),
+        Column("model_uri", pl.String, "Where MLflow keeps it", nullable=True),
+        Column(
+            "deployment_decision", pl.String, "Answer of the promotion or retraining policy", nullable=True
+        ),
+        Column("policy", pl.String, "JSON: the thresholds that were applied", nullable=True),
+        Column("drift_detected", pl.Boolean, "Whether the drift share reached its warning", nullable=True),
+        Column("drift_share", pl.Float64, "Share of tested columns that drifted", nullable=True),
+        Column("r2", pl.Float64, "Realised R² of the champion", nullable=True),
+        Column("rmse", pl.Float64, "Its realised RMSE, in bicycles an hour", nullable=True),
+        Column("fine_tune_triggered", pl.Boolean, "Whether a training was asked for", nullable=True),
+        Column("fine_tune_success", pl.Boolean, "Whether the training ended well", nullable=True),
+        Column(
+            "double_evaluation_enabled", pl.Boolean, "Whether both windows could be scored", nullable=True
+        ),
+        Column("baseline_regression", pl.Boolean, "Whether the challenger is below the floor", nullable=True),
+        Column("r2_baseline", pl.Float64, "R² of the challenger on the baseline window", nullable=True),
+        Column("r2_current", pl.Float64, "R² of the challenger on the current window", nullable=True),
+        Column("r2_train", pl.Float64, "R² on the days its training held out", nullable=True),
+        Column(
+            "champion_r2_baseline", pl.Float64, "R² of the champion on the baseline window", nullable=True
+        ),
+        Column("champion_r2_current", pl.Float64, "R² of the champion on the current window", nullable=True),
+        Column(
+            "model_improvement", pl.Float64, "Gain in R² over the champion, current window", nullable=True
+        ),
+        Column("p_value", pl.Float64, "Of the paired test over days", nullable=True),
+        Column("days_compared", pl.Int32, "Days of the current window", nullable=True),
+        Column("error_message", pl.String, "What went wrong", nullable=True),
+        Column("previous_hash", pl.String, "Hash of the row before"),
+        Column("hash", pl.String, "SHA-256 of this row and the one before"),
+        Column("signature", pl.String, "Ed25519 over the hash"),
+    ),
+)
+
+
 def features_contract(feature_columns: Sequence[str]) -> TableContract:
     """The contract of the feature table, whose feature columns the feature code names.
 

@@ -226,6 +226,28 @@ class ModelRegistry(dg.ConfigurableResource):  # type: ignore[type-arg]
                 return None
             raise
 
+    def version(self, number: str) -> ModelVersion:
+        """A version by its number.
+
+        Raises:
+            PermanentError: there is none.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return _version(self.client().get_model_version(self.model_name, number))
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise PermanentError(
+                    f"{self.model_name} has no version {number}; bike-assets champion summary lists them"
+                ) from error
+            raise
+
+    def versions(self) -> list[ModelVersion]:
+        """Every version, the oldest first."""
+        found = self.client().search_model_versions(f"name = '{self.model_name}'")
+        return sorted(map(_version, found), key=lambda version: int(version.version))
+
     def champion(self) -> ModelVersion:
         """The version that serves.
 
@@ -242,6 +264,11 @@ class ModelRegistry(dg.ConfigurableResource):  # type: ignore[type-arg]
     def set_alias(self, alias: str, version: ModelVersion) -> None:
         """Point an alias at a version. The registry does it in one step."""
         self.client().set_registered_model_alias(self.model_name, alias, version.version)
+
+    def drop_alias(self, alias: str) -> None:
+        """Take an alias away; one that is not there stays away."""
+        if self.by_alias(alias) is not None:
+            self.client().delete_registered_model_alias(self.model_name, alias)
 
     def tag_version(self, version: ModelVersion, key: str, value: str) -> None:
         """Set one tag of a version."""

@@ -5,7 +5,7 @@ Belongs here: connections, transactions, types of the database. Does not belong 
 """
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -113,6 +113,23 @@ class DuckDBWarehouse(dg.ConfigurableResource):  # type: ignore[type-arg]
                 connection.execute(f"DELETE FROM {contract.relation}")  # noqa: S608
                 for frame in frames:
                     _insert(connection, contract, contract.conform(frame))
+
+    def append(self, contract: TableContract, continue_after: Callable[[pl.DataFrame], pl.DataFrame]) -> None:
+        """Add rows behind the last one, in one transaction that also read it.
+
+        Args:
+            contract: the table, created when it does not exist; its key is one rising number.
+            continue_after: given the row of the highest key, or no row, answers with the rows to add.
+
+        Raises:
+            ContractError: the rows break the contract. Nothing is written.
+        """
+        (key,) = contract.key
+        with self.connect() as connection, _transaction(connection):
+            _create(connection, contract)
+            sql = f"SELECT * FROM {contract.relation} ORDER BY {key} DESC LIMIT 1"  # noqa: S608
+            last = _from_database(_select(connection, sql, []), contract.polars_schema)
+            _insert(connection, contract, contract.conform(continue_after(last)))
 
     def read(
         self,

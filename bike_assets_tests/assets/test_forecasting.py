@@ -1,9 +1,8 @@
-"""From cleaned counts to the forecast that serves: samples, hashes, who is judged on what, and who may serve."""
+"""From cleaned counts to the forecast that serves: samples, hashes, and whose forecast it is."""
 
 from collections.abc import Iterator
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Any, ClassVar
 
 import dagster as dg
 import numpy as np
@@ -13,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from bike_assets.assets.champion import build_champion, judge
 from bike_assets.assets.forecasting import (
     CHUNK_DAYS,
     FEATURES,
@@ -26,20 +24,17 @@ from bike_assets.assets.forecasting import (
 )
 from bike_assets.core.contracts import CALIBRATIONS, CLEANED_COUNTS, COUNTER_HEALTH, PREDICTIONS
 from bike_assets.core.errors import PermanentError
-from bike_assets.core.model import Forecaster
-from bike_assets.core.promotion import PromotionPolicy
 from bike_assets.partitions import service_days
-from bike_assets.resources.bundles import BundleStore
-from bike_assets.resources.registry import CHALLENGER, CHAMPION, PREVIOUS, ModelRegistry, ModelVersion
+from bike_assets.resources.registry import CHAMPION
 from bike_assets.resources.warehouse import DuckDBWarehouse
 from bike_assets.runner import Outcome, materialize
+from bike_assets_tests.stores import Bundles, Registry, fresh_registry, version
 from bike_assets_tests.tables import (
     BETA_BACKFILL_POLICY,
     TRAINED_UNTIL,
     small_city,
     small_features,
     small_forecaster,
-    version_tags,
 )
 
 pytestmark = BETA_BACKFILL_POLICY
@@ -48,11 +43,6 @@ PARTITIONS = service_days(date(2024, 1, 1))
 KEYS = ["service_date", "counter_id", "target_ts"]
 FIRST_FEATURES = TRAINED_UNTIL - timedelta(days=23)
 NEXT = TRAINED_UNTIL + timedelta(days=1)
-POLICY = PromotionPolicy()
-
-
-def version(number: str, trained_until: date = TRAINED_UNTIL) -> ModelVersion:
-    return ModelVersion("bike-traffic", number, f"run-{number}", version_tags(trained_until))
 
 
 @pytest.fixture
@@ -166,52 +156,9 @@ def test_no_counts_are_said_to_be_missing(warehouse: DuckDBWarehouse, filled: Du
     assert newest_day(filled) == TRAINED_UNTIL + timedelta(days=7)
 
 
-class Registry(ModelRegistry):
-    """Stands for MLflow: aliases, forecasters and holdouts of the small model; remembers what was done in order."""
-
-    aliases: ClassVar[dict[str, ModelVersion]] = {}
-    done: ClassVar[list[str]] = []
-    broken: ClassVar[set[str]] = set()
-
-    def by_alias(self, alias: str) -> ModelVersion | None:
-        return self.aliases.get(alias)
-
-    def set_alias(self, alias: str, version: ModelVersion) -> None:
-        self.done.append(f"{alias} -> {version.version}")
-        self.aliases[alias] = version
-
-    def load_forecaster(self, version: ModelVersion) -> Forecaster:
-        return small_forecaster(1 if version.version in ("1", "2") else 9)
-
-    def load_holdout(self, version: ModelVersion) -> pl.DataFrame:
-        holdout = small_forecaster().holdout
-        if version.version in self.broken:
-            return holdout.with_columns(forecast=pl.col("forecast") * 5)
-        return holdout
-
-    def run_url(self, run_id: str) -> str:
-        return f"http://mlflow.test/{run_id}"
-
-
-class Bundles(BundleStore):
-    """Stands for the bundle folder."""
-
-    fails: ClassVar[list[str]] = []
-
-    def publish(self, version: ModelVersion, *_: Any) -> str:
-        if self.fails:
-            raise PermanentError(self.fails[0])
-        Registry.done.append(f"bundle of {version.version}")
-        return "b" * 32
-
-
 @pytest.fixture
 def registry() -> Registry:
-    Registry.aliases.clear()
-    Registry.done.clear()
-    Registry.broken.clear()
-    Bundles.fails.clear()
-    return Registry(tracking_uri="", artifacts_dir="", ui_url="", model_name="bike-traffic")
+    return fresh_registry()
 
 
 def run(
@@ -228,141 +175,6 @@ def run(
     }
     definitions = dg.Definitions(assets=[asset], resources=resources)
     return materialize(definitions, instance, [asset.key.to_user_string()], days=days)
-
-
-def truth_days() -> list[date]:
-    return sorted(holdout_days(small_forecaster().holdout)["day"].unique())
-
-
-def holdout_days(holdout: pl.DataFrame) -> pl.DataFrame:
-    local = pl.col("target_ts").dt.convert_time_zone("Europe/Paris").dt.date()
-    return holdout.with_columns(day=local)
-
-
-def r2(truth: pl.Series, forecast: pl.Series) -> float:
-    t, f = truth.to_numpy(), forecast.to_numpy()
-    return float(1 - ((t - f) ** 2).sum() / ((t - t.mean()) ** 2).sum())
-
-
-def test_the_first_challenger_is_judged_on_all_days_it_did_not_see(
-    filled: DuckDBWarehouse, registry: Registry
-) -> None:
-    answer = judge(version("1"), None, registry, filled, PromotionPolicy(min_days=1, floor_r2=-10))
-
-    holdout = small_forecaster().holdout
-    assert answer.promote
-    assert answer.n_days == len(truth_days())
-    assert answer.challenger_r2 == pytest.approx(r2(holdout["hourly_count"], holdout["forecast"]))
-
-
-def test_days_that_the_incumbent_was_trained_on_are_left_out_for_both(
-    filled: DuckDBWarehouse, registry: Registry
-) -> None:
-    days = truth_days()
-    incumbent = version("9", trained_until=days[2])
-
-    answer = judge(version("1"), incumbent, registry, filled, PromotionPolicy(min_days=1))
-
-    rows = holdout_days(small_forecaster().holdout).filter(pl.col("day") > days[2])
-    theirs = (
-        small_forecaster(9)
-        .predict(rows.select(KEYS).join(filled.read(FEATURES), on=KEYS))
-        .rename({"forecast": "theirs"})
-    )
-    joined = rows.join(theirs.select(*KEYS, "theirs"), on=KEYS)
-    assert joined.height == rows.height > 0
-    assert answer.n_days == len(days) - 3
-    assert answer.challenger_r2 == pytest.approx(r2(joined["hourly_count"], joined["forecast"]))
-    assert answer.champion_r2 == pytest.approx(r2(joined["hourly_count"], joined["theirs"]))
-
-
-def test_without_a_day_that_neither_has_seen_nobody_is_promoted(
-    filled: DuckDBWarehouse, registry: Registry
-) -> None:
-    answer = judge(version("1"), version("9", trained_until=truth_days()[-1]), registry, filled, POLICY)
-
-    assert not answer.promote
-
-
-def test_the_first_champion_is_published_before_it_is_named(
-    filled: DuckDBWarehouse, registry: Registry, instance: dg.DagsterInstance
-) -> None:
-    registry.aliases[CHALLENGER] = version("1")
-
-    outcome = run(build_champion(PromotionPolicy(min_days=1, floor_r2=-10)), instance, filled, registry)
-
-    assert registry.done == ["bundle of 1", "champion -> 1"]
-    assert outcome.metadata["champion"]["bundle_id"].value == "b" * 32
-
-
-def test_a_challenger_that_is_no_better_leaves_the_champion_where_it_is(
-    filled: DuckDBWarehouse, registry: Registry, instance: dg.DagsterInstance
-) -> None:
-    registry.aliases[CHALLENGER] = version("1")
-    registry.aliases[CHAMPION] = version("9", trained_until=truth_days()[0])
-    registry.broken.add("1")
-
-    run(build_champion(PromotionPolicy(min_days=1)), instance, filled, registry)
-
-    assert registry.aliases[CHAMPION].version == "9"
-    assert registry.done == ["bundle of 9"]
-
-
-def test_a_promotion_remembers_who_served_before(
-    filled: DuckDBWarehouse, registry: Registry, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    registry.aliases[CHALLENGER] = version("1")
-    registry.aliases[CHAMPION] = version("9", trained_until=truth_days()[0])
-
-    class Awful(Forecaster):
-        def predict(self, features: pl.DataFrame) -> pl.DataFrame:
-            return small_forecaster().predict(features).with_columns(forecast=pl.lit(500.0))
-
-    monkeypatch.setattr(Registry, "load_forecaster", lambda _self, _version: Awful())
-    run(build_champion(PromotionPolicy(min_days=1, floor_r2=-10)), instance, filled, registry)
-
-    assert registry.done == ["bundle of 1", "previous -> 9", "champion -> 1"]
-    assert registry.aliases[PREVIOUS].version == "9"
-
-
-def test_deciding_again_changes_nothing(
-    filled: DuckDBWarehouse, registry: Registry, instance: dg.DagsterInstance
-) -> None:
-    registry.aliases[CHALLENGER] = registry.aliases[CHAMPION] = version("1")
-
-    outcome = run(build_champion(POLICY), instance, filled, registry)
-
-    assert outcome.metadata["champion"]["decision"].value == "unchanged"
-    assert registry.done == ["bundle of 1"]
-
-
-def test_a_bundle_that_cannot_be_written_moves_no_alias(
-    filled: DuckDBWarehouse, registry: Registry, instance: dg.DagsterInstance
-) -> None:
-    registry.aliases[CHALLENGER] = version("1")
-    Bundles.fails.append("the disk is full; make room")
-
-    with pytest.raises(PermanentError, match="the disk is full"):
-        run(build_champion(PromotionPolicy(min_days=1, floor_r2=-10)), instance, filled, registry)
-
-    assert CHAMPION not in registry.aliases
-
-
-def test_without_a_challenger_it_says_what_to_do(
-    filled: DuckDBWarehouse, registry: Registry, instance: dg.DagsterInstance
-) -> None:
-    with pytest.raises(PermanentError, match="materialise trained_model first"):
-        run(build_champion(POLICY), instance, filled, registry)
-
-
-def test_nothing_below_the_floor_serves_even_where_nobody_does(
-    filled: DuckDBWarehouse, registry: Registry, instance: dg.DagsterInstance
-) -> None:
-    registry.aliases[CHALLENGER] = version("1")
-    registry.broken.add("1")
-
-    with pytest.raises(PermanentError, match="was not promoted and nothing serves yet"):
-        run(build_champion(PromotionPolicy(min_days=1)), instance, filled, registry)
 
 
 @pytest.mark.parametrize("first", [TRAINED_UNTIL - timedelta(days=3), TRAINED_UNTIL])
