@@ -11,6 +11,7 @@ from dagster_dbt import DbtProject
 
 from bike_assets.assets.champion import build_champion
 from bike_assets.assets.counter_health import build_counter_health
+from bike_assets.assets.experiment import build_experiment_report, build_shadow_predictions
 from bike_assets.assets.filled_counts import build_filled_counts
 from bike_assets.assets.forecasting import (
     build_features_asset,
@@ -24,6 +25,7 @@ from bike_assets.assets.weather import build_raw_weather
 from bike_assets.champion_jobs import CHAMPION_JOBS
 from bike_assets.checks.asset_checks import build_asset_checks
 from bike_assets.core.errors import PermanentError
+from bike_assets.core.experiment import ExperimentPolicy
 from bike_assets.core.promotion import PromotionPolicy
 from bike_assets.core.retraining import RetrainingPolicy
 from bike_assets.jobs import JOBS
@@ -67,6 +69,8 @@ def build_defs(settings: Settings, resource_overrides: Mapping[str, Any] | None 
             build_trained_model(settings),
             build_champion(PromotionPolicy()),
             build_predictions(issued),
+            build_shadow_predictions(issued),
+            build_experiment_report(ExperimentPolicy(), issued),
             build_drift_report(settings, issued),
             build_retraining_decision(settings, RetrainingPolicy(), issued),
         ],

@@ -44,5 +44,10 @@ MONITOR: Final = dg.define_asset_job(
     selection=dg.AssetSelection.assets("drift_report", "retraining_decision"),
     description="Report drift and decide whether to retrain",
 )
+EXPERIMENT: Final = dg.define_asset_job(
+    "experiment",
+    selection=dg.AssetSelection.assets("shadow_predictions", "experiment_report"),
+    description="Forecast with the challenger beside the champion, and compare them where truth has arrived",
+)
 
-JOBS: Final = (INGEST, CLEAN, WEATHER, DESCRIBE, PREDICT, RETRAIN, MONITOR)
+JOBS: Final = (INGEST, CLEAN, WEATHER, DESCRIBE, PREDICT, EXPERIMENT, RETRAIN, MONITOR)

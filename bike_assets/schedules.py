@@ -11,7 +11,7 @@ import dagster as dg
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
 from bike_assets.core.calendar import LOCAL_TZ
-from bike_assets.jobs import DESCRIBE, INGEST, MONITOR, PREDICT, WEATHER
+from bike_assets.jobs import DESCRIBE, EXPERIMENT, INGEST, MONITOR, PREDICT, WEATHER
 from bike_assets.partitions import has_day
 from bike_assets.settings import Settings
 
@@ -76,6 +76,22 @@ def build_schedules(
         return dg.RunRequest(run_key=f"forecast-{today}", partition_key=today.isoformat())
 
     @dg.schedule(
+        name="daily_experiment",
+        cron_schedule="15 7 * * *",
+        job=EXPERIMENT,
+        execution_timezone=LOCAL_TZ,
+        default_status=status,
+    )
+    def daily_experiment(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+        """The challenger's forecast of today beside the champion's, and what yesterday's truth says of both."""
+        today = local_day(context)
+        if not settings.experiment:
+            return dg.SkipReason("no experiment is on (BIKE_EXPERIMENT)")
+        if not has_day(partitions, today):
+            return _no_partition(today)
+        return dg.RunRequest(run_key=f"experiment-{today}", partition_key=today.isoformat())
+
+    @dg.schedule(
         name="daily_describe",
         cron_schedule="30 7 * * *",
         job=DESCRIBE,
@@ -100,7 +116,7 @@ def build_schedules(
             return _no_partition(today)
         return dg.RunRequest(run_key=f"monitor-{today}", partition_key=today.isoformat())
 
-    return [daily_ingest, daily_weather, daily_forecast, daily_describe, weekly_monitoring]
+    return [daily_ingest, daily_weather, daily_forecast, daily_experiment, daily_describe, weekly_monitoring]
 
 
 def local_day(context: dg.ScheduleEvaluationContext) -> date:

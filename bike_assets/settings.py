@@ -108,6 +108,11 @@ class Settings(BaseSettings):
         0.8, gt=0, lt=1, description="Share of the days of a snapshot that are train_baseline; the rest tests"
     )
 
+    experiment: bool = Field(
+        False,
+        description="Forecast with the challenger beside the champion every day, and compare them as truth arrives",
+    )
+
     drift_days: int = Field(28, ge=7, description="Days of the window tested for drift")
     quality_min_skill: float = Field(
         0.0, description="Skill over the mean of four weeks below which a check warns"
@@ -131,6 +136,10 @@ class Settings(BaseSettings):
     )
     dagster_ui_url: str = Field("http://127.0.0.1:3000", description="Where people open Dagster")
     serving_url: str = Field("", description="The REST service whose health is watched; empty watches none")
+    serving_api_key: SecretStr | None = Field(
+        None,
+        description="API key to read its count of errors with; by default that of `<home>/serving/reader.key`",
+    )
     promoters: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Who may promote and roll back, with commas between; without one, everybody"
     )
@@ -205,6 +214,11 @@ class Settings(BaseSettings):
     def reports_dir(self) -> Path:
         """Drift reports, one folder an issue date."""
         return self.home / "reports"
+
+    @property
+    def serving_key_file(self) -> Path:
+        """The key that a REST service over this home makes at its first start."""
+        return self.home / "serving" / "reader.key"
 
     @property
     def dbt_artifacts_dir(self) -> Path:

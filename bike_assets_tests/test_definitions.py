@@ -24,6 +24,8 @@ DAILY = {
     "filled_counts",
     "features",
     "predictions",
+    "shadow_predictions",
+    "experiment_report",
     "drift_report",
     "retraining_decision",
 }
@@ -50,6 +52,8 @@ PARENTS = {
     "model_history": ["forecast_accuracy", "predictions"],
     "drift_report": ["cleaned_counts", "counter_health", "predictions"],
     "retraining_decision": ["drift_report", "forecast_accuracy"],
+    "shadow_predictions": ["features", "trained_model"],
+    "experiment_report": ["cleaned_counts", "counter_health", "predictions", "shadow_predictions"],
 }
 """The graph as the design draws it."""
 
@@ -162,6 +166,7 @@ def test_long_histories_are_filled_in_one_run(definitions: dict[str, Any]) -> No
         "filled_counts",
         "features",
         "predictions",
+        "shadow_predictions",
     }
 
 
@@ -196,14 +201,22 @@ def test_nothing_starts_by_itself_on_a_laptop_and_everything_elsewhere(
     status = "STOPPED" if env == "local" else "RUNNING"
 
     assert definitions["schedules"] == dict.fromkeys(
-        ["daily_describe", "daily_forecast", "daily_ingest", "daily_weather", "weekly_monitoring"], status
+        [
+            "daily_describe",
+            "daily_experiment",
+            "daily_forecast",
+            "daily_ingest",
+            "daily_weather",
+            "weekly_monitoring",
+        ],
+        status,
     )
     assert definitions["sensors"] == dict.fromkeys(
         ["champion_alerts", "changed_counts", "retraining", "run_alerts"], status
     )
     assert definitions["jobs"] == [
-        "approve", "clean", "describe", "ingest", "monitor", "predict", "promote", "reject", "retrain", "rollback",
-        "weather",
+        "approve", "clean", "describe", "experiment", "ingest", "monitor", "predict", "promote", "reject",
+        "retrain", "rollback", "weather",
     ]  # fmt: skip
 
 

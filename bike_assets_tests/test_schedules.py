@@ -167,6 +167,7 @@ def test_forecasts_follow_ingestion_and_monitoring_follows_both() -> None:
         "daily_ingest",
         "daily_weather",
         "daily_forecast",
+        "daily_experiment",
         "daily_describe",
         "weekly_monitoring",
     ]
@@ -179,6 +180,7 @@ def test_each_schedule_starts_a_job_of_the_graph() -> None:
         "daily_ingest": "ingest",
         "daily_weather": "weather",
         "daily_forecast": "predict",
+        "daily_experiment": "experiment",
         "daily_describe": "describe",
         "weekly_monitoring": "monitor",
     }

@@ -1,6 +1,7 @@
 """`features`, `trained_model` and `predictions`: from cleaned counts to forecasts. `champion.py` decides who serves."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Final
 
@@ -20,6 +21,7 @@ from bike_assets.core.contracts import (
     COUNTERS,
     PREDICTIONS,
     RAW_WEATHER,
+    TableContract,
     features_contract,
 )
 from bike_assets.core.errors import PermanentError
@@ -285,35 +287,9 @@ def build_predictions(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefi
         """Forecast vintages: the next seven days of every counter as the champion forecast them that morning."""
         first, last = window(context)
         version = registry.champion()
-        if first <= version.trained_until:
-            raise dg.Failure(
-                f"version {version.version} was trained on counts up to {version.trained_until}: a forecast issued on "
-                f"{first} would be scored on its own training; choose issue dates after that day",
-                allow_retries=False,
-            )
         forecaster = registry.load_forecaster(version)
-        holdout = registry.load_holdout(version).select(ERROR_COLUMNS)
-        rows = 0
-        issued: list[pl.DataFrame] = []
-        for start, end in chunks(first, last):
-            counts = warehouse.read(
-                CLEANED_COUNTS,
-                start - timedelta(days=WINDOW_DAYS),
-                end - timedelta(days=1),
-                columns=("counter_id", "ts_utc", "hourly_count"),
-            )
-            errors = pl.concat([holdout, _issued_errors(warehouse, version, start, counts)])
-            forecast, calibrations = forecaster.issue(warehouse.read(FEATURES, start, end), counts, errors)
-            forecast = forecast.with_columns(
-                model_name=pl.lit(version.name),
-                model_version=pl.lit(version.version),
-                run_id=pl.lit(version.run_id),
-            )
-            warehouse.replace(PREDICTIONS, forecast, start, end)
-            warehouse.replace(CALIBRATIONS, _calibration_rows(version, calibrations), start, end)
-            rows += forecast.height
-            issued = [forecast]
-        newest = issued[-1].filter(pl.col("service_date") == pl.col("service_date").max())
+        rows, issued = issue_vintages(warehouse, registry, version, forecaster, (first, last))
+        newest = issued.filter(pl.col("service_date") == pl.col("service_date").max())
         metadata = {
             **table_metadata(PREDICTIONS, newest),
             "dagster/row_count": dg.MetadataValue.int(rows),
@@ -331,7 +307,7 @@ def build_predictions(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefi
             last + timedelta(days=6),
             columns=("service_date", "counter_id", "ts_utc", "hourly_count"),
         )
-        shown = _to_show(issued[-1], truth)
+        shown = _to_show(issued, truth)
         if shown is not None:
             metadata["forecast_and_truth"] = dg.MetadataValue.md(plots.forecast_vs_truth(*shown))
         return dg.MaterializeResult(metadata=metadata)
@@ -339,12 +315,81 @@ def build_predictions(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefi
     return predictions
 
 
+@dataclass(frozen=True)
+class VintageTables:
+    """Where vintages are kept, and the calibration of each issue date."""
+
+    forecasts: TableContract
+    calibrations: TableContract
+
+
+SERVED: Final = VintageTables(PREDICTIONS, CALIBRATIONS)
+
+
+def issue_vintages(
+    warehouse: DuckDBWarehouse,
+    registry: ModelRegistry,
+    version: ModelVersion,
+    forecaster: Forecaster,
+    days: tuple[date, date],
+    tables: VintageTables = SERVED,
+) -> tuple[int, pl.DataFrame]:
+    """Forecast every issue date of a range with one version, from what was known on each, and keep it.
+
+    Args:
+        warehouse: holds features and counts.
+        registry: holds the errors of the version's held-out days.
+        version: whose forecasts these are.
+        forecaster: its fitted model.
+        days: first and last issue date.
+        tables: where the vintages go, and where those of earlier days are.
+
+    Returns:
+        Rows written, and the vintages of the newest issue dates, at most `CHUNK_DAYS` of them.
+
+    Raises:
+        Failure: the version was trained on counts of these days.
+    """
+    first, last = days
+    if first <= version.trained_until:
+        raise dg.Failure(
+            f"version {version.version} was trained on counts up to {version.trained_until}: a forecast issued on "
+            f"{first} would be scored on its own training; choose issue dates after that day",
+            allow_retries=False,
+        )
+    holdout = registry.load_holdout(version).select(ERROR_COLUMNS)
+    rows = 0
+    forecast = tables.forecasts.empty()
+    for start, end in chunks(first, last):
+        counts = warehouse.read(
+            CLEANED_COUNTS,
+            start - timedelta(days=WINDOW_DAYS),
+            end - timedelta(days=1),
+            columns=("counter_id", "ts_utc", "hourly_count"),
+        )
+        errors = pl.concat([holdout, _issued_errors(warehouse, version, start, counts, tables)])
+        forecast, calibrations = forecaster.issue(warehouse.read(FEATURES, start, end), counts, errors)
+        forecast = forecast.with_columns(
+            model_name=pl.lit(version.name),
+            model_version=pl.lit(version.version),
+            run_id=pl.lit(version.run_id),
+        )
+        warehouse.replace(tables.forecasts, forecast, start, end)
+        warehouse.replace(tables.calibrations, _calibration_rows(version, calibrations), start, end)
+        rows += forecast.height
+    return rows, forecast
+
+
 def _issued_errors(
-    warehouse: DuckDBWarehouse, version: ModelVersion, before: date, counts: pl.DataFrame
+    warehouse: DuckDBWarehouse,
+    version: ModelVersion,
+    before: date,
+    counts: pl.DataFrame,
+    tables: VintageTables,
 ) -> pl.DataFrame:
     """Errors of the forecasts that this version issued before a day, of the hours counted since."""
     issued = warehouse.read(
-        PREDICTIONS,
+        tables.forecasts,
         before - timedelta(days=WINDOW_DAYS + MAX_HORIZON),
         before - timedelta(days=1),
         columns=("service_date", "counter_id", "target_ts", "horizon", "forecast", "run_id"),

@@ -9,7 +9,7 @@ materialisation.
 
 import base64
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ import polars as pl
 
 from bike_assets.core.calendar import LOCAL_TZ
 from bike_assets.core.drift import DriftSummary
+from bike_assets.core.experiment import Look
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -277,6 +278,34 @@ def export_differences(differences: pl.DataFrame) -> str:
         colours=[colours.get(kind, _BASELINE) for kind in top["difference"]],
     )
     return _markdown(figure, "Hours that differ between exports")
+
+
+def experiment(looks: Sequence[Look], worth: float) -> str:
+    """The challenger's gain day by day, with the interval that is valid on all of them.
+
+    Args:
+        looks: as `core.experiment.compare` gives them; at least one.
+        worth: the least gain that is worth a change.
+    """
+    figure, axes = new_figure()
+    days = [look.day for look in looks]
+    # An interval that says nothing yet is wider than any picture.
+    shown = max(4 * worth, *(2 * abs(look.effect) for look in looks))
+    axes.fill_between(
+        days,  # type: ignore[arg-type]
+        [100 * max(look.lower, -shown) for look in looks],
+        [100 * min(look.upper, shown) for look in looks],
+        color=_FORECAST, alpha=0.2, lw=0, label="interval, valid on every day",
+    )  # fmt: skip
+    axes.plot(days, [100 * look.effect for look in looks], color=_FORECAST, marker="o", ms=3, label="gain")  # type: ignore[arg-type]
+    axes.axhline(0, color=_TRUTH, lw=1)
+    axes.axhline(100 * worth, color=_ALARM, lw=1, ls="--", label="worth a change")
+    axes.set_title("Challenger against champion")
+    axes.set_ylabel("error saved, % of the champion's")
+    axes.set_xlabel("last day of truth")
+    _dates(axes)
+    axes.legend(loc="best", frameon=False)
+    return _markdown(figure, "Gain of the challenger with its interval, day by day")
 
 
 def horizontal_bars(

@@ -8,7 +8,7 @@ day of the counted hour in raw and cleaned tables, the issue date in tables abou
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import polars as pl
 
@@ -393,6 +393,38 @@ CALIBRATIONS = TableContract(
         Column("run_id", pl.String, "MLflow run of the model whose errors these are"),
         Column("rows", pl.Int64, "Errors behind it, of hours counted by then", minimum=0),
         Column("calibration", pl.String, "JSON: quantiles of scaled errors, and the factor of each counter"),
+    ),
+)
+
+
+SHADOW_PREDICTIONS = replace(PREDICTIONS, name="shadow_predictions")
+"""What the challenger would have forecast, beside what the champion did."""
+
+SHADOW_CALIBRATIONS = replace(CALIBRATIONS, name="shadow_calibrations")
+
+
+EXPERIMENT_RESULTS = TableContract(
+    schema="monitoring_audit",
+    name="experiment_results",
+    key=("service_date",),
+    columns=(
+        Column("service_date", pl.Date, "Day the comparison was made for, from truth up to the day before"),
+        Column("champion_version", pl.String, "Version that served"),
+        Column("challenger_version", pl.String, "Version that was compared with it"),
+        Column("verdict", pl.String, "continue, challenger_better, champion_better or no_difference"),
+        Column("reasons", pl.String, "Why, in words"),
+        Column("days", pl.Int64, "Days of truth behind it", minimum=0),
+        Column("hours", pl.Int64, "Forecasts of either model that were compared", minimum=0),
+        Column(
+            "effect",
+            pl.Float64,
+            "The challenger's gain: share of the champion's absolute error",
+            nullable=True,
+        ),
+        Column("lower", pl.Float64, "Lower end of its interval, valid on every day", nullable=True),
+        Column("upper", pl.Float64, "Upper end of its interval", nullable=True),
+        Column("champion_wape", pl.Float64, "WAPE of the champion on these days", nullable=True, minimum=0),
+        Column("challenger_wape", pl.Float64, "WAPE of the challenger", nullable=True, minimum=0),
     ),
 )
 

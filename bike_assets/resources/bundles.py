@@ -12,7 +12,7 @@ from bike_assets.core.bundle import (
     load_or_create_keys,
     write_bundle,
 )
-from bike_assets.core.contracts import CALIBRATIONS, CLEANED_COUNTS, COUNTERS, RAW_WEATHER
+from bike_assets.core.contracts import CALIBRATIONS, CLEANED_COUNTS, COUNTERS, RAW_WEATHER, TableContract
 from bike_assets.core.errors import PermanentError
 from bike_assets.core.features import LOOKBACK_DAYS
 from bike_assets.core.model import Forecaster
@@ -35,11 +35,19 @@ class BundleStore(dg.ConfigurableResource):  # type: ignore[type-arg]
         forecaster: Forecaster,
         warehouse: DuckDBWarehouse,
         registry: ModelRegistry,
+        calibrations: TableContract = CALIBRATIONS,
     ) -> str:
         """Write the bundle of a version with the newest counts, and name it in the registry.
 
         The bundle is whole on disk before the registry names it, so the service never looks for one that is
         not there. The same model and counts give the same bundle.
+
+        Args:
+            version: the registered version.
+            forecaster: its fitted model.
+            warehouse: holds the counts.
+            registry: is told the bundle's id.
+            calibrations: where those of the version's vintages are.
 
         Returns:
             The bundle's id.
@@ -80,7 +88,7 @@ class BundleStore(dg.ConfigurableResource):  # type: ignore[type-arg]
                 columns=WEATHER_CONTEXT_COLUMNS,
             ),
             warehouse.read(
-                CALIBRATIONS, newest - timedelta(days=ISSUE_DAYS), newest + timedelta(days=1)
+                calibrations, newest - timedelta(days=ISSUE_DAYS), newest + timedelta(days=1)
             ).filter(run_id=version.run_id),
         )
         registry.tag_version(version, BUNDLE_TAG, path.name)

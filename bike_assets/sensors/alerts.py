@@ -129,7 +129,7 @@ def build_alert_sensors(settings: Settings, policy: RetrainingPolicy) -> list[dg
     @dg.sensor(name="service_alerts", minimum_interval_seconds=30, default_status=status)
     def service_alerts(context: dg.SensorEvaluationContext, alerts: Alerts) -> dg.SkipReason:
         """Tells when the REST service does not answer, or answers too many requests with errors."""
-        watch = Watch(settings.serving_url, settings.alert_error_share)
+        watch = Watch(settings.serving_url, settings.alert_error_share, _serving_key(settings))
 
         def look(reading: Reading) -> Iterator[Step]:
             seen, found = look_at_service(watch, Seen.from_position(reading.ledger.position))
@@ -143,6 +143,14 @@ def build_alert_sensors(settings: Settings, policy: RetrainingPolicy) -> list[dg
         *([data_alerts] if by_clock else []),
         *([service_alerts] if settings.serving_url else []),
     ]
+
+
+def _serving_key(settings: Settings) -> str:
+    """The key to ask the service with: the one that is set, or what a service over this home has made."""
+    if settings.serving_api_key and (key := settings.serving_api_key.get_secret_value().strip()):
+        return key
+    file = settings.serving_key_file
+    return file.read_text().strip() if file.exists() else ""
 
 
 _SHOWN_SCORES: Final = (

@@ -1,12 +1,12 @@
 """A look at the REST service from outside: whether it answers, and how many of its answers were errors.
 
-Belongs here: asking `/health` and `/metrics` once, and what two looks mean together. Does not belong here: sending
+Belongs here: asking `/ready` and `/metrics` once, and what two looks mean together. Does not belong here: sending
 alerts. For a proper history there is Prometheus; this needs no other service to run.
 """
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Self
 
 import httpx
@@ -26,16 +26,17 @@ MIN_REQUESTS: Final = 20
 _REQUESTS: Final = re.compile(
     r"^bike_serving_requests_total\{(?P<labels>[^}]*)\} (?P<value>\S+)$", re.MULTILINE
 )
-_OF_HEALTH: Final = re.compile(r'route="/(health|metrics)"')
+_OF_HEALTH: Final = re.compile(r'route="/(health|ready|metrics)"')
 _FAILED: Final = re.compile(r'status="5\d\d"')
 
 
 @dataclass(frozen=True)
 class Watch:
-    """What is watched: the address, and the share of failed requests that is still in order."""
+    """What is watched: the address, the share of failed requests that is still in order, and a key to ask with."""
 
     url: str
     error_share: float
+    key: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)
@@ -65,15 +66,18 @@ class Seen:
 
 
 def look_at_service(watch: Watch, seen: Seen) -> tuple[Seen, list[Alert]]:
-    """One look: what is known now, and what there is to tell."""
+    """One look: what is known now, and what there is to tell.
+
+    Without a key that the service takes, it is watched whether it answers, and not how.
+    """
     url = watch.url.rstrip("/")
     try:
-        health = httpx.get(f"{url}/health", timeout=TIMEOUT_SECONDS)
-        metrics = httpx.get(f"{url}/metrics", timeout=TIMEOUT_SECONDS)
+        ready = httpx.get(f"{url}/ready", timeout=TIMEOUT_SECONDS)
+        metrics = httpx.get(f"{url}/metrics", headers={"X-API-Key": watch.key}, timeout=TIMEOUT_SECONDS)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         return _missed(seen, f"{url} cannot be reached ({type(error).__name__})")
-    if health.is_server_error:
-        return _missed(seen, f"{url}/health answers with status {health.status_code}")
+    if ready.is_server_error:
+        return _missed(seen, f"{url}/ready answers with status {ready.status_code}")
     found = [alerts.over(Kind.SERVICE_DOWN, f"service:{SERVICE}", f"Service is back: {SERVICE}")]
     if not metrics.is_success:
         return Seen(0, seen.requests, seen.failed), found
@@ -101,7 +105,7 @@ def _missed(seen: Seen, why: str) -> tuple[Seen, list[Alert]]:
 def _requests(text: str) -> tuple[float, float]:
     """Requests answered and those answered with a server error, but for questions of health.
 
-    503 of `/health` while a service starts is an answer about the service, which the other look judges.
+    503 of `/ready` while a service starts is an answer about the service, which the other look judges.
     """
     total = failed = 0.0
     for sample in _REQUESTS.finditer(text):

@@ -2,7 +2,8 @@
 
 import base64
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
+from math import inf
 
 import numpy as np
 import polars as pl
@@ -10,6 +11,7 @@ import pytest
 
 from bike_assets.assets import plots
 from bike_assets.core.drift import summarise_drift
+from bike_assets.core.experiment import Look
 from bike_assets.core.metrics import Metrics
 
 START = datetime(2023, 10, 20, tzinfo=UTC)
@@ -125,3 +127,11 @@ def test_export_differences_are_one_small_picture() -> None:
     )
     assert png(plots.export_differences(EXPORT_DIFFERENCES.conform(rows)))
     assert png(plots.export_differences(EXPORT_DIFFERENCES.empty()))
+
+
+def test_an_experiment_whose_interval_has_no_ends_yet() -> None:
+    looks = [
+        Look(date(2024, 1, 14 + n), 0.01, -inf if n < 2 else -0.02, inf if n < 2 else 0.04) for n in range(5)
+    ]
+
+    png(plots.experiment(looks, 0.01))

@@ -43,6 +43,8 @@ ALL = [
     contracts.COUNTERS,
     contracts.PREDICTIONS,
     contracts.RETRAINING_DECISIONS,
+    contracts.SHADOW_PREDICTIONS,
+    contracts.EXPERIMENT_RESULTS,
     features_contract(["mean4"]),
 ]
 

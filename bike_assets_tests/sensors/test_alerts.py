@@ -327,6 +327,24 @@ def test_drift_and_performance_open_and_close(
     assert [embed["color"] for embed in discord.embeds[2:4]] == [0xFFA500, 0xE74C3C]
 
 
+def test_an_experiments_answer_is_told_once_an_experiment(
+    instance: dg.DagsterInstance, discord: FakeDiscord, sensor: Sensor
+) -> None:
+    for rival, verdict in (
+        ("2", "nothing to compare"),
+        ("2", "continue"),
+        ("2", "challenger_better"),
+        ("2", "challenger_better"),
+        ("3", "no_difference"),
+    ):
+        metadata = {"verdict": verdict, "experiment": f"version 1 against {rival}", "interval": "+1% to +3%"}
+        run(instance, "experiment_report", metadata=metadata, job="experiment")
+    sensor.tick()
+
+    assert discord.titles == ["Experiment: challenger better", "Experiment: no difference"]
+    assert {"name": "Interval", "value": "+1% to +3%", "inline": True} in discord.embeds[0]["fields"]
+
+
 @pytest.mark.parametrize("cursor", ["", "nonsense", "17", '{"position": {"after": "x"}}', "{}"])
 def test_a_damaged_cursor_starts_anew_and_tells_nothing_twice(
     instance: dg.DagsterInstance, discord: FakeDiscord, sensor: Sensor, cursor: str

@@ -8,6 +8,8 @@ from bike_assets.core.alerts import Alert, Kind
 from bike_assets.sensors.service_health import MIN_REQUESTS, MISSES, Seen, Watch, look_at_service
 from bike_assets_tests.fakes.service import Answer, FakeService
 
+KEY = "bk_reader"
+
 
 class FakeServing(FakeService):
     """A fake of our REST service: its health and its count of requests are what the test says."""
@@ -16,8 +18,10 @@ class FakeServing(FakeService):
     answered: Mapping[str, int] = {}
 
     def respond(self, path: str, query: dict[str, str], headers: Mapping[str, str]) -> Answer:
-        del query, headers
-        if path == "/health":
+        del query
+        if path == "/metrics" and headers.get("X-API-Key") != KEY:
+            return Answer.json({"title": "Unauthorized"}, 401)
+        if path == "/ready":
             return Answer.json({"status": "ok"}, 200 if self.healthy else 503)
         lines = [
             "# HELP bike_serving_requests_total Requests answered",
@@ -26,7 +30,7 @@ class FakeServing(FakeService):
                 f'bike_serving_requests_total{{method="POST",route="/predict",status="{status}"}} {count}.0'
                 for status, count in self.answered.items()
             ),
-            'bike_serving_requests_total{method="GET",route="/health",status="503"} 1000.0',
+            'bike_serving_requests_total{method="GET",route="/ready",status="503"} 1000.0',
             "bike_serving_requests_created 1.7e+09",
         ]
         return Answer(200, "text/plain", "\n".join(lines).encode())
@@ -39,7 +43,7 @@ def service() -> Iterator[FakeServing]:
 
 
 def look(url: str, seen: Seen) -> tuple[Seen, list[Alert]]:
-    return look_at_service(Watch(url, 0.05), seen)
+    return look_at_service(Watch(url, 0.05, KEY), seen)
 
 
 def opened(found: list[Alert]) -> list[Kind]:
@@ -111,6 +115,16 @@ def test_a_service_that_was_started_again_counts_anew(service: FakeServing) -> N
 
     assert opened(found) == []
     assert seen.requests == 100
+
+
+def test_without_a_key_it_is_watched_whether_it_answers(service: FakeServing) -> None:
+    watch = Watch(service.url, 0.05)
+    service.answered = {"500": 0}
+    seen, _ = look_at_service(watch, Seen())
+    service.answered = {"500": 1000}
+    seen, found = look_at_service(watch, seen)
+    assert (opened(found), seen) == ([], Seen())
+    assert "bk_reader" not in repr(Watch(service.url, 0.05, KEY))
 
 
 @pytest.mark.parametrize("position", [{}, {"misses": "x", "requests": None, "failed": 0}, {"after": 3}])
