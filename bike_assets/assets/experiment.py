@@ -4,6 +4,8 @@ Both can be materialised at any time; `BIKE_EXPERIMENT` lets the schedule do it 
 challenger here: that is the service's `BIKE_SERVING_EXPERIMENT`, which reads the bundle that is published here.
 """
 
+import json
+from dataclasses import asdict
 from datetime import date, timedelta
 from math import isfinite
 from typing import Final
@@ -24,6 +26,7 @@ from bike_assets.core.contracts import (
 from bike_assets.core.experiment import Comparison, DayPair, ExperimentPolicy, compare, pair_days
 from bike_assets.core.features import MAX_HORIZON
 from bike_assets.partitions import window
+from bike_assets.resources.audit import AUTOMATION, AuditLog, version_facts
 from bike_assets.resources.bundles import BundleStore
 from bike_assets.resources.registry import CHALLENGER, CHAMPION, ModelRegistry, ModelVersion
 from bike_assets.resources.warehouse import DuckDBWarehouse
@@ -115,11 +118,15 @@ def build_experiment_report(
         code_version="1",
     )
     def experiment_report(
-        context: dg.AssetExecutionContext, warehouse: DuckDBWarehouse, registry: ModelRegistry
+        context: dg.AssetExecutionContext,
+        warehouse: DuckDBWarehouse,
+        registry: ModelRegistry,
+        audit: AuditLog,
     ) -> dg.MaterializeResult[None]:
-        """Champion and challenger on the hours that both forecast and that were counted since; one audit row a day.
+        """Champion and challenger on the hours that both forecast and that were counted since; a row a day.
 
         The comparison may be read every day: its interval holds on all of them together, and it says when to stop.
+        The answer is in the audit log too.
         """
         day = date.fromisoformat(context.partition_key)
         pair = rivals(registry)
@@ -131,6 +138,7 @@ def build_experiment_report(
         answer = compare(days, policy)
         row = result_row(day, champion, challenger, days, answer)
         warehouse.replace(EXPERIMENT_RESULTS, row, day, day)
+        record_answer(audit, warehouse, pair, row, answer, policy, context.run.run_id)
         for reason in answer.reasons:
             context.log.info(reason)
         return dg.MaterializeResult(
@@ -210,6 +218,37 @@ def result_row(
             schema=EXPERIMENT_RESULTS.polars_schema,
         )
     )
+
+
+def record_answer(
+    audit: AuditLog,
+    warehouse: DuckDBWarehouse,
+    pair: tuple[ModelVersion, ModelVersion],
+    row: pl.DataFrame,
+    answer: Comparison,
+    policy: ExperimentPolicy,
+    dagster_run_id: str,
+) -> None:
+    """Write an experiment's answer to the audit log, once an experiment: later days change nothing."""
+    champion, challenger = pair
+    operation = f"experiment-{champion.version}-{challenger.version}"
+    known = audit.read(warehouse).filter(event="compared", operation_id=operation)
+    if not answer.stop or known.height:
+        return
+    event = audit.event(
+        "compared",
+        actor=AUTOMATION,
+        reason="; ".join(answer.reasons),
+        service_date=row["service_date"][0],
+        operation_id=operation,
+        dagster_run_id=dagster_run_id,
+        deployment_decision=answer.verdict,
+        replaced_version=champion.version,
+        days_compared=row["days"][0],
+        policy=json.dumps(asdict(policy), sort_keys=True),
+        **version_facts(challenger),
+    )
+    audit.append(warehouse, event)
 
 
 def _shown(answer: Comparison, policy: ExperimentPolicy) -> dict[str, dg.MetadataValue]:

@@ -34,9 +34,11 @@ Event = Literal[
     "approved",
     "rejected",
     "adopted",
+    "compared",
 ]
 """What can happen. The two that end in `_begun` are written before anything changes, so that a process killed
-afterwards leaves word of what it was about; `adopted` tells of an alias that was moved by another hand."""
+afterwards leaves word of what it was about; `adopted` tells of an alias that was moved by another hand,
+`compared` of the answer of an experiment."""
 
 GENESIS: Final = "0" * 64
 """What stands in the place of a hash before the first row."""

@@ -25,6 +25,7 @@ from bike_assets.core.errors import PermanentError
 from bike_assets.core.experiment import ExperimentPolicy, compare, pair_days
 from bike_assets.core.model import Forecaster
 from bike_assets.partitions import service_days
+from bike_assets.resources.audit import AuditLog
 from bike_assets.resources.bundles import BundleStore
 from bike_assets.resources.registry import CHALLENGER, CHAMPION, ModelRegistry, ModelVersion
 from bike_assets.resources.warehouse import DuckDBWarehouse
@@ -106,6 +107,8 @@ class Platform:
 
     def __init__(self, instance: dg.DagsterInstance, warehouse: DuckDBWarehouse) -> None:
         self.instance, self.warehouse = instance, warehouse
+        folder = Path(warehouse.path).parent
+        self.audit = AuditLog(folder=str(folder / "audit"), keys_dir=str(folder / "keys"), env="local")
         Registry.aliases = {CHAMPION: version("1"), CHALLENGER: version("2")}
         Bundles.published.clear()
 
@@ -114,6 +117,7 @@ class Platform:
             "warehouse": self.warehouse,
             "registry": Registry(tracking_uri="", artifacts_dir="", ui_url="", model_name="bike-traffic"),
             "bundles": Bundles(bundles_dir="", keys_dir=""),
+            "audit": self.audit,
         }
         materialize(
             dg.Definitions(assets=[asset], resources=resources),
@@ -205,6 +209,19 @@ def test_the_report_says_what_the_hours_say(platform: Platform) -> None:
     assert (row["champion_version"], row["challenger_version"]) == ("1", "2")
     assert row["reasons"] == "; ".join(expected.reasons)
     assert str(shown["looks"]).startswith("![Gain of the challenger")
+
+
+def test_an_answer_is_in_the_audit_log_once(platform: Platform) -> None:
+    platform.forecast()
+    for _ in range(2):
+        verdict = platform.judge()["verdict"]
+    assert verdict != "continue"
+
+    (event,) = platform.audit.read(platform.warehouse).to_dicts()
+    assert event["event"] == "compared"
+    assert event["deployment_decision"] == verdict
+    assert (event["replaced_version"], event["model_version"]) == ("1", "2")
+    assert platform.audit.verify(platform.warehouse) == []
 
 
 def test_a_day_sees_no_truth_of_its_own_or_later(platform: Platform) -> None:
