@@ -26,8 +26,6 @@ from bike_assets.champion_jobs import CHAMPION_JOBS
 from bike_assets.checks.asset_checks import build_asset_checks
 from bike_assets.core.errors import PermanentError
 from bike_assets.core.experiment import ExperimentPolicy
-from bike_assets.core.promotion import PromotionPolicy
-from bike_assets.core.retraining import RetrainingPolicy
 from bike_assets.jobs import JOBS
 from bike_assets.partitions import counted_and_issue_days, weather_days
 from bike_assets.resources.alerts import Alerts
@@ -67,12 +65,12 @@ def build_defs(settings: Settings, resource_overrides: Mapping[str, Any] | None 
             build_filled_counts(counted),
             build_features_asset(issued),
             build_trained_model(settings),
-            build_champion(PromotionPolicy()),
+            build_champion(settings.promotion),
             build_predictions(issued),
             build_shadow_predictions(issued),
             build_experiment_report(ExperimentPolicy(), issued),
             build_drift_report(settings, issued),
-            build_retraining_decision(settings, RetrainingPolicy(), issued),
+            build_retraining_decision(settings, settings.retraining, issued),
         ],
         asset_checks=build_asset_checks(settings),
         jobs=(*JOBS, *CHAMPION_JOBS),
@@ -80,7 +78,7 @@ def build_defs(settings: Settings, resource_overrides: Mapping[str, Any] | None 
         sensors=[
             build_changed_counts_sensor(settings),
             build_retraining_sensor(settings),
-            *build_alert_sensors(settings, RetrainingPolicy()),
+            *build_alert_sensors(settings, settings.retraining),
         ],
         resources={**build_resources(settings, project), **(resource_overrides or {})},
         # Every step is in the pool of the warehouse, so none could run beside another; a process of its own would

@@ -14,6 +14,8 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from bike_assets.core.errors import PermanentError
+from bike_assets.core.promotion import PromotionPolicy
+from bike_assets.core.retraining import RetrainingPolicy
 from bike_assets.sources.open_meteo import ARCHIVE_URL, FORECAST_URL, PREVIOUS_RUNS_URL
 from bike_assets.sources.paris import DATASET, PORTAL
 from bike_assets.sources.weather import WeatherName
@@ -41,7 +43,15 @@ WeatherSetting = Literal["auto", "none", "simulator", "file", "open-meteo"]
 class Settings(BaseSettings):
     """The platform's settings. `Settings()` reads the environment; arguments override it, as tests do."""
 
-    model_config = SettingsConfigDict(env_prefix="BIKE_", env_file=".env", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="BIKE_",
+        env_file=".env",
+        extra="ignore",
+        frozen=True,
+        # A policy's bounds are variables of their own: BIKE_PROMOTION_FLOOR_R2 is promotion.floor_r2.
+        env_nested_delimiter="_",
+        env_nested_max_split=1,
+    )
 
     env: Environment = Field("local", description="`local`, `compose` or `prod`")
     home: Path = Field(Path(".bike"), description="Folder of everything the platform writes locally")
@@ -105,7 +115,16 @@ class Settings(BaseSettings):
     seed: int = Field(20_240_101, description="Seed of training and of its sample of rows")
 
     baseline_ratio: float = Field(
-        0.8, gt=0, lt=1, description="Share of the days of a snapshot that are train_baseline; the rest tests"
+        0.8,
+        gt=0,
+        lt=1,
+        description="Share of the days before the baseline window, and of a snapshot that are train_baseline",
+    )
+    baseline_days: int = Field(
+        28, ge=0, description="Days of the baseline window, which no model learns from; 0 for none"
+    )
+    baseline_first: date | None = Field(
+        None, description="Its first local day; by default fixed by the first training"
     )
 
     experiment: bool = Field(
@@ -140,6 +159,11 @@ class Settings(BaseSettings):
         None,
         description="API key to read its count of errors with; by default that of `<home>/serving/reader.key`",
     )
+    promotion: PromotionPolicy = Field(
+        PromotionPolicy(), description="When a challenger replaces the champion: *Decisions*"
+    )
+    retraining: RetrainingPolicy = Field(RetrainingPolicy(), description="When to train again: *Decisions*")
+
     promoters: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Who may promote and roll back, with commas between; without one, everybody"
     )

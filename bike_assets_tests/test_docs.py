@@ -1,6 +1,7 @@
 """The documentation says what is there: settings, assets, checks, links, and numbers only with their command."""
 
 import re
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import dagster as dg
@@ -27,6 +28,8 @@ def setting_rows() -> list[str]:
     rows = []
     for name, field in Settings.model_fields.items():
         default = field.default
+        if is_dataclass(default):
+            continue
         if default in ((), "", None):
             text = "–"
         elif isinstance(default, Path) and default.is_absolute():
@@ -60,6 +63,16 @@ def definitions(tmp_path_factory: pytest.TempPathFactory) -> dg.Definitions:
 
 def test_every_setting_is_documented_as_it_is() -> None:
     assert section("Settings") == setting_rows()
+
+
+def test_every_bound_of_a_decision_is_documented_as_it_is() -> None:
+    rows = section("Decisions")
+    assert [tuple(row.split("|")[1:3]) for row in rows] == [
+        (f" `BIKE_{name}_{bound.name}` ".upper(), f" `{getattr(field.default, bound.name)}` ")
+        for name, field in Settings.model_fields.items()
+        if is_dataclass(field.default)
+        for bound in fields(field.default)
+    ]
 
 
 def test_every_asset_is_documented(definitions: dg.Definitions) -> None:

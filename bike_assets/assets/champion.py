@@ -1,27 +1,36 @@
 """`champion`: who serves, decided by comparing the challenger with the model that does."""
 
 import json
-from dataclasses import asdict
-from datetime import timedelta
-from typing import Any
+from dataclasses import asdict, dataclass
+from datetime import date, timedelta
+from typing import Any, Final
 
 import dagster as dg
+import polars as pl
 
 from bike_assets import tags
-from bike_assets.assets.forecasting import FEATURES, newest_day
+from bike_assets.assets.forecasting import FEATURES, believable_truth, chunks, newest_day
+from bike_assets.core.features import MAX_HORIZON, sample_rows
 from bike_assets.core.intervals import target_day
 from bike_assets.core.promotion import (
     PromotionDecision,
     PromotionPolicy,
+    WindowScore,
     WindowScores,
     decide_promotion,
     window_score,
 )
+from bike_assets.core.windows import BaselineWindow
 from bike_assets.resources.audit import AUTOMATION, AuditLog
 from bike_assets.resources.bundles import BUNDLE_TAG, BundleStore
 from bike_assets.resources.championship import ChampionStore, Request
-from bike_assets.resources.registry import CHALLENGER, ModelRegistry, ModelVersion
+from bike_assets.resources.registry import BASELINE_TAG, CHALLENGER, ModelRegistry, ModelVersion
 from bike_assets.resources.warehouse import DuckDBWarehouse
+
+JUDGED_ROWS: Final = 100_000
+"""Rows of a window on which models are compared: R² of more differs in the third digit, and takes longer."""
+
+_KEYS: Final = ["service_date", "counter_id", "target_ts"]
 
 
 def build_champion(policy: PromotionPolicy) -> dg.AssetsDefinition:
@@ -106,6 +115,7 @@ def verdict_facts(answer: PromotionDecision) -> dict[str, Any]:
         "baseline_regression": answer.decision == "below_floor",
         "r2_baseline": answer.baseline_r2,
         "r2_current": answer.challenger_r2,
+        "champion_r2_baseline": answer.champion_baseline_r2,
         "champion_r2_current": answer.champion_r2,
         "model_improvement": answer.gain_r2,
         "p_value": answer.p_value,
@@ -120,26 +130,92 @@ def judge(
     warehouse: DuckDBWarehouse,
     policy: PromotionPolicy,
 ) -> PromotionDecision:
-    """Score both models on the challenger's held-out rows that neither was trained on, and decide.
+    """Score both models on the same rows that neither learned from, window by window, and decide.
 
-    Rows the incumbent was trained on are left out for both, so a young incumbent is judged on fewer days.
+    The baseline window is the one that the challenger's training left out. The current window are the days after the
+    incumbent's training: those that the challenger's own training held out, forecast by the model that was fitted
+    without them, and those counted since, forecast by the challenger itself.
     """
-    holdout = registry.load_holdout(challenger)
-    ours = holdout.select(day=target_day(), truth="hourly_count", forecast="forecast")
-    if incumbent is None:
-        score = window_score(ours)
-        return decide_promotion(WindowScores(score, score), None, policy)
-    both = holdout.filter(target_day() > incumbent.trained_until)
-    keys = ["service_date", "counter_id", "target_ts"]
-    if both.is_empty():
-        empty = window_score(ours.head(0))
-        return decide_promotion(
-            WindowScores(window_score(ours), empty), WindowScores(window_score(ours), empty), policy
+    models = Models(registry, warehouse, challenger, incumbent)
+    baseline = BaselineWindow.parse(challenger.tags.get(BASELINE_TAG))
+    current = models.current()
+    if baseline is None:
+        # Too little history yet for a window of its own: the held-out days are all that is blind.
+        held_out = registry.load_holdout(challenger).select(
+            day=target_day(), truth="hourly_count", forecast="forecast"
         )
-    first, last = both["service_date"].min(), both["service_date"].max()
-    inputs = warehouse.read(FEATURES, first, last).join(both.select(keys), on=keys, how="semi")  # type: ignore[arg-type]
-    theirs = registry.load_forecaster(incumbent).predict(inputs).select(*keys, theirs="forecast")
-    joined = both.join(theirs, on=keys, how="inner").with_columns(day=target_day())
-    new = window_score(joined.select("day", truth="hourly_count", forecast="forecast"))
-    old = window_score(joined.select("day", truth="hourly_count", forecast="theirs"))
-    return decide_promotion(WindowScores(new, new), WindowScores(old, old), policy)
+        ours = Compared(window_score(held_out), None)
+    else:
+        ours = models.baseline(baseline)
+    theirs = None if current.theirs is None else WindowScores(ours.theirs, current.theirs)
+    return decide_promotion(WindowScores(ours.ours, current.ours), theirs, policy)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Challenger and incumbent on the same rows of a window; None where the incumbent cannot be held to it."""
+
+    ours: WindowScore
+    theirs: WindowScore | None
+
+
+@dataclass(frozen=True)
+class Models:
+    """Two versions and the tables they are scored on."""
+
+    registry: ModelRegistry
+    warehouse: DuckDBWarehouse
+    challenger: ModelVersion
+    incumbent: ModelVersion | None
+
+    def baseline(self, window: BaselineWindow) -> Compared:
+        """Both models on the baseline window; the incumbent only where its training left out the same window."""
+        blind = self.incumbent is not None and self.incumbent.tags.get(BASELINE_TAG) == str(window)
+        rows = self._counted(window.first - timedelta(days=MAX_HORIZON - 1), window.last)
+        return self._both(rows.filter(window.holds()), theirs=blind)
+
+    def current(self) -> Compared:
+        """Both models on the days after the incumbent's training."""
+        held_out = self.registry.load_holdout(self.challenger)
+        since = self._counted(self.challenger.trained_until + timedelta(days=1), newest_day(self.warehouse))
+        parts = [held_out.select(*_KEYS, "horizon", "hourly_count", ours="forecast")]
+        if since.height:
+            forecast = self.registry.load_forecaster(self.challenger).predict(since)["forecast"]
+            parts.append(since.select(*_KEYS, "horizon", "hourly_count", ours=forecast))
+        rows = pl.concat(parts, how="vertical_relaxed")
+        if self.incumbent is None:
+            return Compared(_score(rows, "ours"), None)
+        blind = rows.filter(target_day() > self.incumbent.trained_until)
+        if blind.is_empty():
+            return Compared(_score(blind, "ours"), _score(blind, "ours"))
+        first, last = blind["service_date"].min(), blind["service_date"].max()
+        inputs = self.warehouse.read(FEATURES, first, last).join(blind.select(_KEYS), on=_KEYS, how="semi")  # type: ignore[arg-type]
+        theirs = self.registry.load_forecaster(self.incumbent).predict(inputs)
+        both = blind.join(theirs.select(*_KEYS, theirs="forecast"), on=_KEYS, how="inner")
+        return Compared(_score(both, "ours"), _score(both, "theirs"))
+
+    def _counted(self, first: date, last: date) -> pl.DataFrame:
+        """A sample of the features issued from `first` to `last` whose hour was counted by then, with the count."""
+        if first > last:
+            return FEATURES.empty().with_columns(hourly_count=pl.lit(None, pl.Float64))
+        truth = believable_truth(self.warehouse, last, first)
+        parts = [
+            self.warehouse.read(FEATURES, start, end, order=False).join(
+                truth.rename({"ts_utc": "target_ts"}), on=["counter_id", "target_ts"], how="inner"
+            )
+            for start, end in chunks(first, last)
+        ]
+        rows = pl.concat(parts).drop_nulls("hourly_count")
+        return sample_rows(rows, min(1.0, JUDGED_ROWS / max(rows.height, 1))).sort(_KEYS)
+
+    def _both(self, rows: pl.DataFrame, *, theirs: bool) -> Compared:
+        ours = self.registry.load_forecaster(self.challenger).predict(rows)["forecast"]
+        scored = rows.select(*_KEYS, "horizon", "hourly_count", ours=ours)
+        if self.incumbent is None or not theirs:
+            return Compared(_score(scored, "ours"), None)
+        forecast = self.registry.load_forecaster(self.incumbent).predict(rows)["forecast"]
+        return Compared(_score(scored, "ours"), _score(scored.with_columns(theirs=forecast), "theirs"))
+
+
+def _score(rows: pl.DataFrame, forecast: str) -> WindowScore:
+    return window_score(rows.select(day=target_day(), truth="hourly_count", forecast=forecast))

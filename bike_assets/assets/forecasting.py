@@ -31,9 +31,11 @@ from bike_assets.core.intervals import ERROR_COLUMNS, WINDOW_DAYS, Calibration
 from bike_assets.core.metrics import accuracy_by_horizon, join_truth
 from bike_assets.core.model import Forecaster, TrainConfig
 from bike_assets.core.model_card import CardFacts, holdout_table, model_card, worst_counters
+from bike_assets.core.windows import BaselineWindow, choose_baseline, learnable
 from bike_assets.partitions import KNOWN_AT_ISSUE, WEATHER_AT_ISSUE, window
+from bike_assets.resources.audit import os_user
 from bike_assets.resources.bundles import BundleStore
-from bike_assets.resources.registry import ModelRegistry, ModelVersion
+from bike_assets.resources.registry import BASELINE_TAG, ModelRegistry, ModelVersion
 from bike_assets.resources.snapshots import SnapshotStore, Taking
 from bike_assets.resources.warehouse import DuckDBWarehouse
 from bike_assets.settings import Settings
@@ -158,6 +160,8 @@ def build_trained_model(settings: Settings) -> dg.AssetsDefinition:
             last=until,
         ).snapshot
         train_config = training_config(settings)
+        window = baseline_window(settings, registry, rows, until, train_config)
+        rows = learnable(rows, window)
         context.log.info(f"training on {rows.height:,} rows of features, counts up to {until}")
         forecaster = Forecaster().fit(rows, truth, train_config)
         accuracy = accuracy_by_horizon(
@@ -184,6 +188,9 @@ def build_trained_model(settings: Settings) -> dg.AssetsDefinition:
                 "trained_until": until.isoformat(),
                 "trained_from": str(rows.get_column("service_date").min()),
                 "trained_at": datetime.now(UTC).isoformat(timespec="seconds"),
+                "trained_by": context.run.tags.get("user", os_user()),
+                "trained_because": context.run.tags.get("bike.decision", "asked for by a person"),
+                **({BASELINE_TAG: str(window)} if window else {}),
                 "data_hash": snapshot.id,
                 "git_commit": git_commit(),
                 **{key: repr(value) for key, value in metrics.items() if key.endswith(("r2", "skill"))},
@@ -248,18 +255,48 @@ def training_config(settings: Settings) -> TrainConfig:
     )
 
 
-def believable_truth(warehouse: DuckDBWarehouse, until: date) -> pl.DataFrame:
-    """Counts up to a day that a model may learn from and be judged by: `counter_id`, `ts_utc`, `hourly_count`.
+def baseline_window(
+    settings: Settings, registry: ModelRegistry, rows: pl.DataFrame, until: date, config: TrainConfig
+) -> BaselineWindow | None:
+    """The days that no training learns from: those the settings name, else those fixed at the first training.
 
-    Impossible counts are left out, and the days on which a counter was stuck or drifting.
+    None where there is too little history yet to leave some out.
+    """
+    if settings.baseline_first is not None and settings.baseline_days:
+        last = settings.baseline_first + timedelta(days=settings.baseline_days - 1)
+        return BaselineWindow(settings.baseline_first, last)
+    if settings.baseline_days == 0:
+        return None
+    if known := registry.baseline_window():
+        return BaselineWindow.parse(known)
+    first = rows["service_date"].min()
+    assert isinstance(first, date)  # noqa: S101  rows are never none
+    chosen = choose_baseline(
+        first,
+        until,
+        ratio=settings.baseline_ratio,
+        days=settings.baseline_days,
+        held_out_days=config.calibration_days,
+    )
+    if chosen is not None:
+        registry.fix_baseline_window(str(chosen))
+    return chosen
+
+
+def believable_truth(warehouse: DuckDBWarehouse, until: date, first: date | None = None) -> pl.DataFrame:
+    """Counts up to a day, or from `first` to it, that a model may learn from and be judged by.
+
+    Columns: `counter_id`, `ts_utc`, `hourly_count`. Impossible counts are left out, and the
+    days on which a counter was stuck or drifting.
     """
     counts = warehouse.read(
         CLEANED_COUNTS,
-        last=until,
+        first,
+        until,
         columns=("service_date", "counter_id", "ts_utc", "hourly_count", "is_spike"),
     )
     health = warehouse.read(
-        COUNTER_HEALTH, last=until, columns=("service_date", "counter_id", "state"), order=False
+        COUNTER_HEALTH, first, until, columns=("service_date", "counter_id", "state"), order=False
     )
     kept = without(counts.filter(~pl.col("is_spike")), health, NOT_LEARNED)
     return kept.sort("counter_id", "ts_utc").select("counter_id", "ts_utc", "hourly_count")

@@ -75,9 +75,12 @@ class WindowScore:
 
 @dataclass(frozen=True)
 class WindowScores:
-    """One model on the two windows: the fixed baseline window and the current one. It trained on neither."""
+    """One model on the two windows: the fixed baseline window and the current one. It trained on neither.
 
-    baseline: WindowScore
+    `baseline` is None for a champion that learned from the window, as one does that is older than the window.
+    """
+
+    baseline: WindowScore | None
     current: WindowScore
 
 
@@ -118,6 +121,7 @@ class PromotionDecision:
     decision: Decision
     reasons: tuple[str, ...]
     baseline_r2: float | None
+    champion_baseline_r2: float | None
     challenger_r2: float | None
     champion_r2: float | None
     gain_r2: float | None
@@ -198,10 +202,12 @@ def decide_promotion(
     """
     policy = policy or PromotionPolicy()
     if champion is not None:
-        _same_rows(challenger.baseline, champion.baseline, "baseline")
+        if challenger.baseline is not None and champion.baseline is not None:
+            _same_rows(challenger.baseline, champion.baseline, "baseline")
         _same_rows(challenger.current, champion.current, "current")
 
-    floor_r2 = challenger.baseline.r2
+    floor_r2 = challenger.baseline.r2 if challenger.baseline is not None else None
+    old_floor_r2 = champion.baseline.r2 if champion is not None and champion.baseline is not None else None
     new_r2 = challenger.current.r2
     old_r2 = champion.current.r2 if champion is not None else None
     # Rounded, so that 0.82 − 0.80 reaches a margin of 0.02.
@@ -219,6 +225,7 @@ def decide_promotion(
             decision=decision,
             reasons=tuple(reasons),
             baseline_r2=floor_r2,
+            champion_baseline_r2=old_floor_r2,
             challenger_r2=new_r2,
             champion_r2=old_r2,
             gain_r2=gain,
@@ -226,6 +233,8 @@ def decide_promotion(
             n_days=len(challenger.current.days),
         )
 
+    if challenger.baseline is None:
+        return answer("cannot_judge", "the challenger learned from the baseline window; train it again")
     if floor_r2 is None or len(challenger.baseline.days) < policy.min_days:
         return answer("cannot_judge", _too_little("baseline", challenger.baseline, policy))
     if floor_r2 < policy.floor_r2:

@@ -19,6 +19,7 @@ Decision = Literal[
     "cannot_judge",
     "cooldown",
     "over_budget",
+    "not_worth_it",
 ]
 """Every answer there is. The three that begin with `retrain_` start a training."""
 
@@ -30,7 +31,9 @@ class RetrainingPolicy:
     R² below `r2_critical` retrains at once; from there to below `r2_warning` it depends on the drift share:
     `drift_critical` and more retrains before accuracy falls further, `drift_warning` and more waits.
     `min_truth_rows` and `min_truth_days` are what a judgement needs. `cooldown_days` must have passed since
-    the last training, and at most `max_trainings` are started in the caller's budget period.
+    the last training, and at most `max_trainings` are started in `budget_days`. Every hour that a training takes must
+    promise a gain of `min_gain_per_hour` in R², unless accuracy is critical. `adaptive` puts bounds learned from
+    history in the place of the four fixed ones (`bike_assets.core.thresholds`).
     """
 
     r2_critical: float = 0.65
@@ -41,6 +44,9 @@ class RetrainingPolicy:
     min_truth_days: int = 3
     cooldown_days: int = 7
     max_trainings: int = 4
+    budget_days: int = 28
+    min_gain_per_hour: float = 0.01
+    adaptive: bool = False
 
     def __post_init__(self) -> None:
         if not self.r2_critical <= self.r2_warning < 1:
@@ -53,10 +59,17 @@ class RetrainingPolicy:
                 f"retraining policy: drift_warning {self.drift_warning} and "
                 f"drift_critical {self.drift_critical} must rise and lie above 0 and up to 1"
             )
-        if min(self.min_truth_rows, self.min_truth_days, self.max_trainings) < 1 or self.cooldown_days < 0:
+        if (
+            min(self.min_truth_rows, self.min_truth_days, self.max_trainings, self.budget_days) < 1
+            or self.cooldown_days < 0
+        ):
             raise PermanentError(
-                "retraining policy: min_truth_rows, min_truth_days and max_trainings must be 1 or more, "
+                "retraining policy: min_truth_rows, min_truth_days, max_trainings and budget_days must be 1 or more, "
                 "cooldown_days 0 or more"
+            )
+        if not (isfinite(self.min_gain_per_hour) and self.min_gain_per_hour >= 0):
+            raise PermanentError(
+                f"retraining policy: min_gain_per_hour is {self.min_gain_per_hour}; give 0 or more"
             )
 
 
@@ -82,6 +95,8 @@ def decide_retraining(
     n_truth_days: int,
     days_since_training: int | None,
     trainings_in_period: int = 0,
+    expected_gain: float | None = None,
+    training_hours: float | None = None,
     force: bool = False,
     policy: RetrainingPolicy | None = None,
 ) -> RetrainingDecision:
@@ -96,8 +111,9 @@ def decide_retraining(
     | ≥ 0.65 | < 30 % | fine |
 
     Too little truth, or a drift share that is not known and would decide, is `cannot_judge`. A retraining
-    that the matrix wants but that comes too soon is `cooldown`, one too many is `over_budget`. `force` is a
-    person's order and overrides all of it.
+    that the matrix wants but that comes too soon is `cooldown`, one too many is `over_budget`, and one that promises
+    less than its time is worth is `not_worth_it`; the last holds for proactive ones only, since a critical model is
+    retrained at any price. What is not known forbids nothing. `force` is a person's order and overrides all of it.
 
     Args:
         r2: the champion's R² on forecasts whose truth has arrived; None where there is none.
@@ -106,6 +122,8 @@ def decide_retraining(
         n_truth_days: days of truth behind `r2`.
         days_since_training: whole days since the champion's training or the last try; None if never.
         trainings_in_period: trainings already started in the budget period.
+        expected_gain: R² that a training is expected to win back, see `expected_gain`; None where not known.
+        training_hours: hours that the last training took; None where not known.
         force: retrain whatever the numbers say.
         policy: bounds; defaults where None.
 
@@ -114,6 +132,11 @@ def decide_retraining(
     """
     policy = policy or RetrainingPolicy()
     _check(r2, drift_share, n_truth_rows, n_truth_days, days_since_training, trainings_in_period)
+    for name, value in (("expected gain", expected_gain), ("training hours", training_hours)):
+        if value is not None and not isfinite(value):
+            raise ContractError(
+                f"retraining: {name} is {value}; give a finite number, or None where not known"
+            )
     decision, reason = _matrix(r2, drift_share, n_truth_rows, n_truth_days, policy)
     reasons = [reason]
     if force:
@@ -130,6 +153,17 @@ def decide_retraining(
             reasons.append(
                 f"{trainings_in_period} trainings in the period already, {policy.max_trainings} are allowed"
             )
+        elif (
+            decision == "retrain_proactive"
+            and expected_gain is not None
+            and training_hours is not None
+            and expected_gain < training_hours * policy.min_gain_per_hour
+        ):
+            decision = "not_worth_it"
+            reasons.append(
+                f"expected gain in R² {expected_gain:+.4f}, a training of {training_hours:.2f} hours must promise "
+                f"{training_hours * policy.min_gain_per_hour:.4f}"
+            )
     return RetrainingDecision(
         retrain=decision.startswith("retrain_"),
         decision=decision,
@@ -140,6 +174,17 @@ def decide_retraining(
         n_truth_days=n_truth_days,
         days_since_training=days_since_training,
     )
+
+
+def expected_gain(held_out_r2: float | None, realised_r2: float | None) -> float | None:
+    """What a training is expected to win back: the R² that the champion had when it was new, less what it has now.
+
+    A model trained on newer counts by the same recipe is expected to be as good as the champion was on the days that
+    its own training held out. None where one of the two is not known.
+    """
+    if held_out_r2 is None or realised_r2 is None:
+        return None
+    return held_out_r2 - realised_r2
 
 
 def _matrix(

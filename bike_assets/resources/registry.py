@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any, Final
 import dagster as dg
 import polars as pl
 
+from bike_assets.core.bundle import FORMAT_VERSION
 from bike_assets.core.errors import PermanentError
 from bike_assets.core.features import FEATURE_COLUMNS
 from bike_assets.core.model import Forecaster
+from bike_assets.core.versions import Recipe, SemanticVersion, next_version
 from bike_assets.settings import Settings
 
 if TYPE_CHECKING:
@@ -28,6 +30,12 @@ BACKTESTS: Final = "bike-traffic-backtests"
 CHAMPION: Final = "champion"
 CHALLENGER: Final = "challenger"
 PREVIOUS: Final = "previous"
+BASELINE_TAG: Final = "baseline_window"
+"""Tag of the registered model: days that no training learns from; of a version: those that its training left out."""
+
+SEMANTIC_TAG: Final = "semantic_version"
+_INTERFACE_TAG: Final = "recipe_interface"
+_METHOD_TAG: Final = "recipe_method"
 _FORECASTER_DIR: Final = "forecaster"
 _HOLDOUT: Final = "holdout.parquet"
 _RUN_TAG: Final = "bike.dagster_run_id"
@@ -129,11 +137,38 @@ class ModelRegistry(dg.ConfigurableResource):  # type: ignore[type-arg]
                     pip_requirements=["catboost"],
                 ).model_uri
         self._ensure_model(client)
+        recipe = Recipe.of(FEATURE_COLUMNS, FORMAT_VERSION, params)
         version = client.create_model_version(
-            self.model_name, source=source, run_id=run.info.run_id, tags=dict(tags)
+            self.model_name,
+            source=source,
+            run_id=run.info.run_id,
+            tags={
+                **tags,
+                SEMANTIC_TAG: str(next_version(self._newest(), recipe)),
+                _INTERFACE_TAG: recipe.interface,
+                _METHOD_TAG: recipe.method,
+            },
         )
         client.set_registered_model_alias(self.model_name, CHALLENGER, version.version)
         return _version(client.get_model_version(self.model_name, version.version))
+
+    def baseline_window(self) -> str | None:
+        """The days that were fixed for every training of this model; None before the first that had enough history."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            tags: Mapping[str, str] = self.client().get_registered_model(self.model_name).tags
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
+        return tags.get(BASELINE_TAG)
+
+    def fix_baseline_window(self, window: str) -> None:
+        """Fix the days that no training of this model learns from."""
+        client = self.client()
+        self._ensure_model(client)
+        client.set_registered_model_tag(self.model_name, BASELINE_TAG, window)
 
     def describe(self, version: ModelVersion, text: str, files: Mapping[str, str]) -> None:
         """Write a version's description, and files beside its model.
@@ -278,6 +313,18 @@ class ModelRegistry(dg.ConfigurableResource):  # type: ignore[type-arg]
         """Where a person opens a run."""
         experiment_id = self._experiment(self.client())
         return f"{self.ui_url}/#/experiments/{experiment_id}/runs/{run_id}"
+
+    def _newest(self) -> tuple[SemanticVersion, Recipe] | None:
+        """The highest semantic version, and how that model was made; versions of earlier releases have none."""
+        numbered = [
+            (
+                SemanticVersion.parse(version.tags[SEMANTIC_TAG]),
+                Recipe(version.tags[_INTERFACE_TAG], version.tags[_METHOD_TAG]),
+            )
+            for version in self.versions()
+            if SEMANTIC_TAG in version.tags
+        ]
+        return max(numbered, key=lambda found: found[0], default=None)
 
     def _experiment(self, client: "MlflowClient", name: str = EXPERIMENT) -> str:
         found = client.get_experiment_by_name(name)

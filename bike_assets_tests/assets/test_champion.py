@@ -14,9 +14,10 @@ from bike_assets.core.contracts import AUDIT_LOG, CLEANED_COUNTS
 from bike_assets.core.errors import PermanentError
 from bike_assets.core.model import Forecaster
 from bike_assets.core.promotion import PromotionPolicy
+from bike_assets.core.windows import BaselineWindow
 from bike_assets.resources.audit import AuditLog
 from bike_assets.resources.championship import Championship, ChampionStore, Request
-from bike_assets.resources.registry import CHALLENGER, CHAMPION, PREVIOUS
+from bike_assets.resources.registry import CHALLENGER, CHAMPION, PREVIOUS, ModelVersion
 from bike_assets.resources.warehouse import DuckDBWarehouse
 from bike_assets.runner import Outcome, materialize
 from bike_assets_tests.stores import Bundles, Registry, fresh_registry, no_bundles, version
@@ -130,6 +131,71 @@ def test_days_that_the_incumbent_was_trained_on_are_left_out_for_both(
     assert answer.n_days == len(days) - 3
     assert answer.challenger_r2 == pytest.approx(r2(joined["hourly_count"], joined["forecast"]))
     assert answer.champion_r2 == pytest.approx(r2(joined["hourly_count"], joined["theirs"]))
+
+
+def with_window(
+    number: str, window: BaselineWindow | None, trained_until: date = TRAINED_UNTIL
+) -> ModelVersion:
+    plain = version(number, trained_until)
+    tags = {**plain.tags, **({"baseline_window": str(window)} if window else {})}
+    return ModelVersion(plain.name, plain.version, plain.run_id, tags)
+
+
+WINDOW = BaselineWindow(TRAINED_UNTIL - timedelta(days=15), TRAINED_UNTIL - timedelta(days=11))
+
+
+def test_on_the_baseline_window_both_forecast_the_same_rows(
+    filled: DuckDBWarehouse, registry: Registry
+) -> None:
+    incumbent = with_window("9", WINDOW, truth_days()[0])
+
+    answer = judge(with_window("1", WINDOW), incumbent, registry, filled, PromotionPolicy(min_days=1))
+
+    local = pl.col("target_ts").dt.convert_time_zone("Europe/Paris").dt.date()
+    truth = small_city().select("counter_id", "hourly_count", target_ts="ts_utc")
+    rows = (
+        filled.read(FEATURES)
+        .filter(local.is_between(WINDOW.first, WINDOW.last))
+        .join(truth, on=["counter_id", "target_ts"])
+        .drop_nulls("hourly_count")
+    )
+    ours, theirs = (small_forecaster(seed).predict(rows)["forecast"] for seed in (1, 9))
+    assert answer.baseline_r2 == pytest.approx(r2(rows["hourly_count"], ours))
+    assert answer.champion_baseline_r2 == pytest.approx(r2(rows["hourly_count"], theirs))
+    assert answer.baseline_r2 != answer.challenger_r2
+
+
+@pytest.mark.parametrize("other", [None, BaselineWindow(WINDOW.first, WINDOW.last - timedelta(days=1))])
+def test_a_champion_that_learned_from_the_baseline_window_is_not_scored_on_it(
+    filled: DuckDBWarehouse, registry: Registry, other: BaselineWindow | None
+) -> None:
+    incumbent = with_window("9", other, truth_days()[0])
+
+    answer = judge(with_window("1", WINDOW), incumbent, registry, filled, PromotionPolicy(min_days=1))
+
+    assert answer.champion_baseline_r2 is None
+    assert answer.champion_r2 is not None
+    assert answer.baseline_r2 is not None
+
+
+def test_days_counted_since_the_training_are_judged_too(filled: DuckDBWarehouse, registry: Registry) -> None:
+    issued = TRAINED_UNTIL + timedelta(days=1), TRAINED_UNTIL + timedelta(days=3)
+    filled.replace(FEATURES, small_features(*issued), *issued)
+    incumbent = version("9", trained_until=truth_days()[2])
+
+    answer = judge(version("1"), incumbent, registry, filled, PromotionPolicy(min_days=1))
+
+    later = small_features(*issued).join(
+        small_city().select("counter_id", "hourly_count", target_ts="ts_utc").drop_nulls(),
+        on=["counter_id", "target_ts"],
+    )
+    counted = holdout_days(later)["day"].n_unique()
+    assert counted == 7, "issued on three days, counted until a week after the training"
+    assert answer.n_days == len(truth_days()) - 3 + counted
+    held_out = holdout_days(small_forecaster().holdout).filter(pl.col("day") > truth_days()[2])
+    truth = pl.concat([held_out["hourly_count"], later["hourly_count"].cast(pl.Float64)])
+    forecast = pl.concat([held_out["forecast"], small_forecaster(1).predict(later)["forecast"]])
+    assert answer.challenger_r2 == pytest.approx(r2(truth, forecast))
 
 
 def test_without_a_day_that_neither_has_seen_nobody_is_promoted(

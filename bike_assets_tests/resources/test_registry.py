@@ -169,6 +169,35 @@ def test_an_alias_moves_and_the_others_stay(registry: ModelRegistry, version: Mo
     assert previous.version == version.version
 
 
+def test_versions_are_numbered_by_what_changed(registry: ModelRegistry, version: ModelVersion) -> None:
+    second = log(registry, "numbered")
+
+    assert version.tags["semantic_version"] == "1.0.0"
+    assert second.tags["semantic_version"].startswith("1.0.")
+    assert second.tags["semantic_version"] != "1.0.0"
+    assert registry.version(second.version) == second
+    assert second in registry.versions()
+    with pytest.raises(PermanentError, match="has no version 999"):
+        registry.version("999")
+
+
+def test_an_alias_is_dropped_once_and_for_all(registry: ModelRegistry, version: ModelVersion) -> None:
+    registry.set_alias("short", version)
+    registry.drop_alias("short")
+    registry.drop_alias("short")
+
+    assert registry.by_alias("short") is None
+
+
+def test_the_baseline_window_is_fixed_with_the_model(tmp_path: Path) -> None:
+    empty = registry_in(tmp_path)
+    assert empty.baseline_window() is None
+
+    empty.fix_baseline_window("2024-03-01/2024-03-28")
+
+    assert empty.baseline_window() == "2024-03-01/2024-03-28"
+
+
 def test_a_tag_is_seen_by_the_next_reader(registry: ModelRegistry, version: ModelVersion) -> None:
     registry.set_alias("tagged", version)
     registry.tag_version(version, "bundle_id", "abc")
