@@ -47,12 +47,14 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
+from bike_assets.core.affluence import Affluence
 from bike_assets.core.calendar import LOCAL_TZ
 from bike_assets.core.contracts import CALIBRATIONS, CLEANED_COUNTS, COUNTERS, PREDICTIONS, RAW_WEATHER
 from bike_assets.core.errors import BundleError, PermanentError
 from bike_assets.core.features import FEATURE_COLUMNS, LOOKBACK_DAYS, build_features
 from bike_assets.core.intervals import Calibration
 from bike_assets.core.model import Forecaster
+from bike_assets.core.weather import WEATHER_COLUMNS
 
 FORMAT = "bike-bundle"
 FORMAT_VERSION = 2
@@ -147,6 +149,16 @@ class Bundle:
         """Name of the model's family."""
         return self._forecaster.config.family
 
+    @property
+    def affluence(self) -> Affluence:
+        """What calls an hour of a counter high or low."""
+        return self._forecaster.affluence
+
+    @property
+    def counts(self) -> pl.DataFrame:
+        """The recent cleaned counts that forecasts rest on: CONTEXT_COLUMNS."""
+        return self._context
+
     def forecast(
         self, counter_ids: Sequence[str] | None = None, issue_date: date | None = None
     ) -> pl.DataFrame:
@@ -167,11 +179,7 @@ class Bundle:
             IssueDateError: the issue date is before `first_issue_date` or after `issue_date`.
         """
         day = self.issue_date if issue_date is None else issue_date
-        if not self.first_issue_date <= day <= self.issue_date:
-            raise IssueDateError(
-                f"issue date {day} cannot be answered: bundle {self.bundle_id} holds the history of "
-                f"issue dates {self.first_issue_date} to {self.issue_date}"
-            )
+        self._require(day)
         forecast = self._vintage(day)
         if counter_ids is None:
             return forecast
@@ -185,6 +193,59 @@ class Bundle:
                 unknown,
             )
         return forecast.filter(pl.col("counter_id").is_in(list(counter_ids)))
+
+    def features(self, issue_date: date) -> pl.DataFrame:
+        """What the forecasts of one issue date were computed from: rows of `build_features`, all counters.
+
+        Raises:
+            IssueDateError: as `forecast` does.
+        """
+        self._require(issue_date)
+        return _features(self._context, self._weather, self.counters, self.info, issue_date)
+
+    def what_if(self, issue_date: date, weather: pl.DataFrame) -> pl.DataFrame:
+        """The vintage of one issue date, had its morning expected other weather; computed anew at every call.
+
+        Args:
+            issue_date: local day of issue.
+            weather: ts_utc and any of temperature_c (°C), rain_mm (mm in the hour) and wind_kmh (km/h); each hour
+                once. What is null or left out stays as it was expected.
+
+        Returns:
+            As `forecast` does.
+
+        Raises:
+            IssueDateError: as `forecast` does.
+        """
+        self._require(issue_date)
+        morning = (pl.col("service_date") == issue_date) & (pl.col("kind") == "forecast")
+        expected = self._weather.filter(morning)
+        told = weather.with_columns(
+            pl.lit(None, pl.Float64).alias(name) for name in WEATHER_COLUMNS if name not in weather.columns
+        )
+        supposed = expected.join(told, on="ts_utc", how="full", coalesce=True, suffix="_told").select(
+            pl.lit(issue_date).alias("service_date"),
+            "ts_utc",
+            pl.lit("forecast").alias("kind"),
+            *(pl.coalesce(f"{name}_told", name).alias(name) for name in WEATHER_COLUMNS),
+        )
+        altered = pl.concat([self._weather.filter(~morning), supposed.select(self._weather.columns)])
+        return _compute(
+            self._forecaster,
+            self._context,
+            altered,
+            self._calibrations,
+            self.counters,
+            self.info,
+            issue_date,
+        )
+
+    def _require(self, day: date) -> None:
+        if not self.first_issue_date <= day <= self.issue_date:
+            raise IssueDateError(
+                f"issue date {day} cannot be answered: bundle {self.bundle_id} holds the history of "
+                f"issue dates {self.first_issue_date} to {self.issue_date}"
+            )
 
     def _vintage(self, day: date) -> pl.DataFrame:
         with self._lock:
@@ -368,9 +429,7 @@ def _compute(
     info: BundleInfo,
     day: date,
 ) -> pl.DataFrame:
-    features = build_features(
-        context, [day], horizons=info.horizons, tz=info.timezone, weather=weather, positions=counters
-    )
+    features = _features(context, weather, counters, info, day)
     return PREDICTIONS.conform(
         forecaster.predict(features, calibrations.get(day)).with_columns(
             pl.lit(info.model_name).alias("model_name"),
@@ -378,6 +437,14 @@ def _compute(
             pl.lit(info.run_id).alias("run_id"),
         )
     ).sort("counter_id", "target_ts")
+
+
+def _features(
+    context: pl.DataFrame, weather: pl.DataFrame, counters: pl.DataFrame, info: BundleInfo, day: date
+) -> pl.DataFrame:
+    return build_features(
+        context, [day], horizons=info.horizons, tz=info.timezone, weather=weather, positions=counters
+    )
 
 
 def _golden(forecast: pl.DataFrame) -> pl.DataFrame:

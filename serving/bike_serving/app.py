@@ -12,6 +12,7 @@ from bike_serving import logs, problems, routes, tracing
 from bike_serving.champion import ChampionHolder
 from bike_serving.fast_path import FastPredict
 from bike_serving.metrics import Metrics, RequestMetrics
+from bike_serving.orchestrator import Orchestrator
 from bike_serving.registry import MlflowRegistry
 from bike_serving.schemas import body_limit
 from bike_serving.security.body import BodyLimit
@@ -30,6 +31,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     registry = MlflowRegistry(
         settings.mlflow_url, settings.model_name, settings.alias, settings.registry_timeout_seconds
     )
+    orchestrator = (
+        Orchestrator(settings.dagster_url, settings.dagster_location) if settings.dagster_url else None
+    )
     holder = ChampionHolder(settings, registry, metrics)
 
     @asynccontextmanager
@@ -40,6 +44,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         yield
         holder.stop()
         access.close()
+        if orchestrator is not None:
+            await orchestrator.close()
 
     app = FastAPI(
         title="Bicycle traffic forecasts",
@@ -47,7 +53,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version=version("bike-serving"),
         lifespan=lifespan,
     )
-    app.state.holder, app.state.metrics = holder, metrics
+    app.state.holder, app.state.metrics, app.state.settings = holder, metrics, settings
+    app.state.registry, app.state.orchestrator = registry, orchestrator
     secret = settings.webhook_secret
     app.state.webhooks = Webhooks(secret.get_secret_value()) if secret else None
     routes.install(app)

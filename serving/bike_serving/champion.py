@@ -15,6 +15,8 @@ from datetime import time as dt_time
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol
 
+import polars as pl
+
 from bike_assets.core.bundle import BUNDLE_ID_PATTERN, Bundle, load_bundle, load_public_key
 from bike_assets.core.errors import BikeError, BundleError
 from bike_serving.forecasts import ForecastTable, dumps, iso
@@ -61,6 +63,7 @@ class Champion:
         self.record = Record()
         self.newest = ForecastTable.of(bundle.issue_date, bundle.forecast())
         self._older: OrderedDict[date, ForecastTable] = OrderedDict()
+        self._features: tuple[date, pl.DataFrame] | None = None
         self._lock = threading.Lock()
         self.ref_json = dumps(asdict(ref))
         self.counters_json = self._counters()
@@ -104,6 +107,15 @@ class Champion:
         found = table.look_up(list(dict.fromkeys(counter_ids)), list(dict.fromkeys(hours)))
         head = f'{{"model":{self.ref_json},"issue_date":"{table.issue_date_text}","forecasts":['
         return Answer(b"".join((head.encode(), b",".join(found), b"]}")), len(found))
+
+    def features(self, issue_date: date) -> pl.DataFrame:
+        """What the forecasts of an issue date were computed from; those asked for last are kept."""
+        with self._lock:
+            if (kept := self._features) and kept[0] == issue_date:
+                return kept[1]
+            features = self.bundle.features(issue_date)
+            self._features = (issue_date, features)
+            return features
 
     def _counters(self) -> str:
         columns = ("counter_id", "counter_name", "site_name", "latitude", "longitude", "last_seen")

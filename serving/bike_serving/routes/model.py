@@ -1,15 +1,18 @@
-"""What is loaded.
+"""What is loaded, and what is registered.
 
-Belongs here: where the served model comes from and how good it was. Does not belong here: changing which model serves.
+Belongs here: where the served model and the others come from and how good they were. Does not belong here: changing
+which model serves.
 """
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
 from bike_serving.champion import describe
-from bike_serving.routes.common import NOT_LOADED, Current, problems
-from bike_serving.schemas import ModelDescription
+from bike_serving.problems import ProblemError
+from bike_serving.registry import MlflowRegistry, NoChampionError, RegistryUnavailableError
+from bike_serving.routes.common import NOT_LOADED, Current, compute, problems, settings_of
+from bike_serving.schemas import ModelDescription, ModelSummary
 
 router = APIRouter()
 
@@ -18,3 +21,21 @@ router = APIRouter()
 async def model(champion: Current) -> dict[str, Any]:
     """What is loaded: where it comes from, what it can answer, how good it was when it was promoted."""
     return describe(champion)
+
+
+@router.get(
+    "/model_summary",
+    response_model=list[ModelSummary],
+    responses=problems(s404="No such model is registered", s503="MLflow is away"),
+)
+async def model_summary(request: Request) -> list[dict[str, Any]]:
+    """The newest versions that MLflow knows, newest first, in the form of this service's predecessor."""
+    registry: MlflowRegistry = request.app.state.registry
+    try:
+        versions = await compute(request, registry.versions)
+    except RegistryUnavailableError as error:
+        raise ProblemError(503, "registry-away", str(error), {"Retry-After": "30"}) from error
+    except NoChampionError as error:
+        raise ProblemError(404, "unknown-model", str(error)) from error
+    env = settings_of(request).env
+    return [{**vars(version), "env": env, "test_mode": False} for version in versions]

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import RedirectResponse
+from fastapi.responses import PlainTextResponse, RedirectResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from bike_serving.routes.common import NOT_LOADED, Current, holder_of, metrics_of, problems
@@ -37,7 +37,11 @@ async def ready(champion: Current, request: Request) -> dict[str, Any]:
     }
 
 
-@router.get("/metrics", response_class=Response)
+@router.get(
+    "/metrics",
+    response_class=PlainTextResponse,
+    responses=problems(s401="No key or token, or one that is worth nothing here"),
+)
 async def metrics(request: Request) -> Response:
     """Metrics in Prometheus' text format."""
     return Response(metrics_of(request).text(), media_type=CONTENT_TYPE_LATEST)
