@@ -151,15 +151,15 @@ def text(**change):
         (text(target_hours=["0001-01-01T00:00:00+14:00"]), 422),
         (text(target_hours=[1]), 422),
         (text(more=1), 422),
-        (b"", 422),
+        (b"", 400),
         (b"{", 400),
         (b"\xff", 400),
         (b"[" * 50_000, 400),
         (text() + b"{}", 400),
-        (text().decode().encode("utf-16"), 200),
+        (text().decode().encode("utf-16"), 400),
         (b"\xef\xbb\xbf" + text(), 200),
         (b'{"counter_ids": ["a\x01"], "target_hours": ["' + HOUR.encode() + b'"]}', 400),
-        (b'{"counter_ids": ["\\ud800"], "target_hours": ["' + HOUR.encode() + b'"]}', 422),
+        (b'{"counter_ids": ["\\ud800"], "target_hours": ["' + HOUR.encode() + b'"]}', 400),
         (b'{"counter_ids": 1, "counter_ids": ["100-E"], "target_hours": ["' + HOUR.encode() + b'"]}', 200),
         (
             b'{"counter_ids": ["200-N"], "counter_ids": ["100-E"], "target_hours": ["'

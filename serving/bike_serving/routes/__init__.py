@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from bike_serving.routes import (
     changes,
     counters,
+    documentation,
     forecasts,
     inference,
     judging,
@@ -48,3 +49,4 @@ def install(app: FastAPI) -> None:
     app.include_router(inference.router, responses=_GUARDED)
     app.include_router(operations.router)
     app.include_router(webhook.router)
+    documentation.complete(app)

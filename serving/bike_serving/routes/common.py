@@ -4,6 +4,7 @@ Belongs here: dependencies and documentation used by more than one module of rou
 """
 
 import asyncio
+from codecs import BOM_UTF8
 from collections.abc import Callable
 from datetime import date
 from functools import cache, partial
@@ -18,7 +19,7 @@ from bike_serving.champion import Champion, ChampionHolder
 from bike_serving.media import MEDIA_TYPES, Form
 from bike_serving.metrics import Metrics
 from bike_serving.problems import MEDIA_TYPE, ProblemError
-from bike_serving.schemas import MAX_COUNTER_ID, Problem, date_text
+from bike_serving.schemas import MAX_COUNTER_ID, date_text
 from bike_serving.settings import Settings
 
 T = TypeVar("T")
@@ -44,7 +45,7 @@ def problems(**statuses: str) -> dict[int | str, dict[str, Any]]:
     return {
         int(status.removeprefix("s")): {
             "description": description,
-            "content": {MEDIA_TYPE: {"schema": Problem.model_json_schema()}},
+            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
         }
         for status, description in statuses.items()
     }
@@ -113,7 +114,7 @@ def parse(model: type[M], body: bytes) -> M:
         RequestValidationError: it is no JSON, or not of the model.
     """
     try:
-        return model.model_validate_json(body)
+        return model.model_validate_json(body.removeprefix(BOM_UTF8))
     except ValidationError as error:
         raise RequestValidationError(
             [{**fault, "loc": ("body", *fault["loc"])} for fault in error.errors()]
@@ -121,13 +122,12 @@ def parse(model: type[M], body: bytes) -> M:
 
 
 def json_body(*models: type[BaseModel], bulk: str | None = None) -> dict[str, Any]:
-    """The documentation of a body that a route reads itself: any of some models or, with `bulk`, a table."""
-    schemas = [model.model_json_schema(ref_template="#/components/schemas/{model}") for model in models]
-    for schema in schemas:
-        schema.pop("$defs", None)
-    content: dict[str, Any] = {
-        "application/json": {"schema": schemas[0] if len(schemas) == 1 else {"anyOf": schemas}}
-    }
+    """The description of a body that a route reads itself: any of some models or, with `bulk`, a table.
+
+    The models themselves are in `bike_serving.routes.documentation`.
+    """
+    schemas: list[dict[str, Any]] = [{"$ref": f"#/components/schemas/{model.__name__}"} for model in models]
+    content: dict[str, Any] = {"application/json": {"schema": {"anyOf": schemas}}}
     if bulk is not None:
         for form in (Form.CSV, Form.PARQUET, Form.ARROW):
             content[MEDIA_TYPES[form]] = {

@@ -5,6 +5,7 @@ what may be asked for beside a forecast. The commonest one has a shorter way (`b
 here: loading models, and whole vintages (`bike_serving.routes.forecasts`).
 """
 
+from codecs import BOM_UTF8
 from datetime import date
 from typing import Any
 
@@ -125,7 +126,7 @@ async def predict(champion: Current, request: Request, issue_date: DateParameter
 
 def _has_records(body: bytes) -> bool:
     try:
-        return bytes(_kind(body).records) != b""
+        return bytes(_kind(body.removeprefix(BOM_UTF8)).records) != b""
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return False
 
