@@ -5,7 +5,7 @@ here: the look-up of the commonest question (`bike_serving.forecasts`), forms of
 """
 
 from collections.abc import Sequence
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 
 import polars as pl
 
@@ -166,6 +166,7 @@ def vintages_of_days(champion: Champion, wanted: pl.DataFrame, horizon: int) -> 
     Returns:
         The columns of `wanted`, then service_date (the issue date), horizon, VALUES, mean4 and seasonal_naive.
     """
+    wanted = near(champion, wanted)
     issued = local_day(champion, "target_ts").dt.offset_by(f"-{horizon - 1}d")
     rows = wanted.with_columns(service_date=issued)
     parts = []
@@ -210,6 +211,13 @@ def require_columns(frame: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
     if not odd.is_empty():
         raise ProblemError(422, "invalid-request", "counter_id: a row has none, or one that is too long")
     return frame
+
+
+def near(champion: Champion, rows: pl.DataFrame) -> pl.DataFrame:
+    """The rows within a year of what the bundle knows: calendars end, and nothing further away can be judged."""
+    first, last = champion.bundle.first_issue_date, champion.bundle.issue_date
+    year = timedelta(days=366)
+    return rows.filter(pl.col("target_ts").dt.date().is_between(first - year, last + year))
 
 
 def utc_hours(frame: pl.DataFrame, column: str) -> pl.DataFrame:

@@ -27,7 +27,7 @@ from bike_serving.schemas import (
     EvaluateResponse,
     HorizonParameter,
 )
-from bike_serving.vintages import HOUR, KEYS, require_columns, utc_hours, vintages_of_days
+from bike_serving.vintages import HOUR, KEYS, near, require_columns, utc_hours, vintages_of_days
 
 router = APIRouter()
 
@@ -146,6 +146,12 @@ def _measures(scored: pl.DataFrame) -> dict[str, Any] | None:
 
 
 def _drift(champion: Champion, rows: pl.DataFrame) -> dict[str, Any]:
+    if near(champion, rows).height < rows.height:
+        raise ProblemError(
+            422,
+            "outside-window",
+            f"rows: hours lie within a year of the newest issue date, {champion.bundle.issue_date}",
+        )
     current = local_columns(rows, ts="target_ts", tz=champion.bundle.info.timezone)
     days: list[date] = current.get_column("service_date").unique().sort().to_list()
     known = champion.bundle.counts
