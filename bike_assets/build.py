@@ -25,7 +25,6 @@ from bike_assets.assets.weather import build_raw_weather
 from bike_assets.champion_jobs import CHAMPION_JOBS
 from bike_assets.checks.asset_checks import build_asset_checks
 from bike_assets.core.errors import PermanentError
-from bike_assets.core.experiment import ExperimentPolicy
 from bike_assets.jobs import JOBS
 from bike_assets.partitions import counted_and_issue_days, weather_days
 from bike_assets.resources.alerts import Alerts
@@ -68,7 +67,7 @@ def build_defs(settings: Settings, resource_overrides: Mapping[str, Any] | None 
             build_champion(settings.promotion),
             build_predictions(issued),
             build_shadow_predictions(issued),
-            build_experiment_report(ExperimentPolicy(), issued),
+            build_experiment_report(settings.experiment, issued),
             build_drift_report(settings, issued),
             build_retraining_decision(settings, settings.retraining, issued),
         ],

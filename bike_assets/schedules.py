@@ -85,8 +85,8 @@ def build_schedules(
     def daily_experiment(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
         """The challenger's forecast of today beside the champion's, and what yesterday's truth says of both."""
         today = local_day(context)
-        if not settings.experiment:
-            return dg.SkipReason("no experiment is on (BIKE_EXPERIMENT)")
+        if not settings.shadow:
+            return dg.SkipReason("no experiment is on (BIKE_SHADOW)")
         if not has_day(partitions, today):
             return _no_partition(today)
         return dg.RunRequest(run_key=f"experiment-{today}", partition_key=today.isoformat())

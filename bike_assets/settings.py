@@ -14,6 +14,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from bike_assets.core.errors import PermanentError
+from bike_assets.core.experiment import ExperimentPolicy
 from bike_assets.core.promotion import PromotionPolicy
 from bike_assets.core.retraining import RetrainingPolicy
 from bike_assets.sources.open_meteo import ARCHIVE_URL, FORECAST_URL, PREVIOUS_RUNS_URL
@@ -127,9 +128,12 @@ class Settings(BaseSettings):
         None, description="Its first local day; by default fixed by the first training"
     )
 
-    experiment: bool = Field(
+    shadow: bool = Field(
         False,
         description="Forecast with the challenger beside the champion every day, and compare them as truth arrives",
+    )
+    experiment: ExperimentPolicy = Field(
+        ExperimentPolicy(), description="When that comparison stops: *Decisions*"
     )
 
     drift_days: int = Field(28, ge=7, description="Days of the window tested for drift")

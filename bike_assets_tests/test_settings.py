@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from bike_assets.core.errors import PermanentError
 from bike_assets.settings import REPOSITORY, Settings, load_settings
+from bike_serving.settings import Settings as ServingSettings
 
 NOT_SETTINGS: dict[str, str] = {
     # Variables of deployment files that are no setting of the platform, with who reads them.
@@ -178,6 +179,7 @@ def test_the_example_file_names_settings_that_exist() -> None:
     lines = (REPOSITORY / ".env.example").read_text(encoding="utf-8").splitlines()
     named = {line.split("=", 1)[0] for line in lines if line.startswith("BIKE_")}
     known = {f"BIKE_{field.upper()}" for field in Settings.model_fields} | NOT_SETTINGS.keys()
+    known |= {f"BIKE_SERVING_{field.upper()}" for field in ServingSettings.model_fields}
 
     assert named, "the example names no setting at all"
     assert named <= known

@@ -1,6 +1,6 @@
 """`shadow_predictions` and `experiment_report`: what the challenger would have forecast, and whether it is better.
 
-Both can be materialised at any time; `BIKE_EXPERIMENT` lets the schedule do it every day. Nobody is answered by a
+Both can be materialised at any time; `BIKE_SHADOW` lets the schedule do it every day. Nobody is answered by a
 challenger here: that is the service's `BIKE_SERVING_EXPERIMENT`, which reads the bundle that is published here.
 """
 

@@ -10,6 +10,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from bike_serving import logs, problems, routes, tracing
 from bike_serving.champion import ChampionHolder
+from bike_serving.experiment import Experiment, Experimenting
 from bike_serving.fast_path import FastPredict
 from bike_serving.metrics import Metrics, RequestMetrics
 from bike_serving.orchestrator import Orchestrator
@@ -35,13 +36,18 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         Orchestrator(settings.dagster_url, settings.dagster_location) if settings.dagster_url else None
     )
     holder = ChampionHolder(settings, registry, metrics)
+    experiment = _experiment(settings, holder, metrics)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         holder.start()
         # A worker that takes the place of a dead one takes no requests before it can answer them.
         await run_in_threadpool(holder.looked.wait, _FIRST_LOOK_SECONDS)
+        if experiment:
+            experiment.start()
         yield
+        if experiment:
+            experiment.stop()
         holder.stop()
         access.close()
         if orchestrator is not None:
@@ -55,12 +61,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.holder, app.state.metrics, app.state.settings = holder, metrics, settings
     app.state.registry, app.state.orchestrator = registry, orchestrator
+    app.state.experiment = experiment
     secret = settings.webhook_secret
     app.state.webhooks = Webhooks(secret.get_secret_value()) if secret else None
     routes.install(app)
     problems.install(app)
     # Each stands around those before it.
     app.add_middleware(FastPredict, holder=holder, metrics=metrics)
+    if experiment:
+        app.add_middleware(Experimenting, experiment=experiment)
     app.add_middleware(BodyLimit, limit_of=body_limit, seconds=settings.body_timeout_seconds)
     app.add_middleware(logs.RequestContext)
     app.add_middleware(Guard, access=access)
@@ -73,3 +82,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     if settings.tracing:
         tracing.trace(app)
     return app
+
+
+def _experiment(settings: Settings, holder: ChampionHolder, metrics: Metrics) -> Experiment | None:
+    if settings.experiment == "off":
+        return None
+    registry = MlflowRegistry(
+        settings.mlflow_url, settings.model_name, settings.experiment_alias, settings.registry_timeout_seconds
+    )
+    return Experiment(settings, registry, holder, metrics)

@@ -261,7 +261,7 @@ class ChampionHolder:
         if rejection and time.monotonic() < rejection.retry_at:
             raise BundleError(rejection.reason)
         try:
-            return self._load(ref)
+            return load_champion(self._settings, ref)
         except Exception as error:
             if not isinstance(error, BikeError):
                 log.exception("unexpected failure while loading bundle %s", ref.bundle_id)
@@ -271,20 +271,6 @@ class ChampionHolder:
                 self._metrics.rejected_bundles.inc()
             self._rejections[ref] = _Rejection(reason, time.monotonic() + wait, wait)
             raise BundleError(reason) from error
-
-    def _load(self, ref: ModelRef) -> Champion:
-        if not BUNDLE_ID_PATTERN.fullmatch(ref.bundle_id):
-            raise BundleError(f"{ref.bundle_id!r} names no bundle; promote the model again")
-        public_key = load_public_key(self._settings.public_key_path)
-        bundle = load_bundle(self._settings.bundles_path / ref.bundle_id, public_key)
-        info = bundle.info
-        if (info.model_name, info.model_version, info.run_id) != (ref.name, ref.version, ref.run_id):
-            raise BundleError(
-                f"bundle {ref.bundle_id} is of {info.model_name} version {info.model_version} "
-                f"(run {info.run_id}), but the registry names it for {ref.name} version {ref.version} "
-                f"(run {ref.run_id}); promote it again"
-            )
-        return Champion(ref, bundle)
 
     def _serve(self, champion: Champion) -> None:
         if self.current is not None:
@@ -311,6 +297,26 @@ class ChampionHolder:
         except BikeError as caught:
             return f"{error}; and the last good bundle cannot be served: {caught}"
         return error
+
+
+def load_champion(settings: Settings, ref: ModelRef) -> Champion:
+    """The bundle that the registry names, verified and ready to answer.
+
+    Raises:
+        BundleError: it is not there, cannot be trusted, or is of another version.
+    """
+    if not BUNDLE_ID_PATTERN.fullmatch(ref.bundle_id):
+        raise BundleError(f"{ref.bundle_id!r} names no bundle; promote the model again")
+    public_key = load_public_key(settings.public_key_path)
+    bundle = load_bundle(settings.bundles_path / ref.bundle_id, public_key)
+    info = bundle.info
+    if (info.model_name, info.model_version, info.run_id) != (ref.name, ref.version, ref.run_id):
+        raise BundleError(
+            f"bundle {ref.bundle_id} is of {info.model_name} version {info.model_version} "
+            f"(run {info.run_id}), but the registry names it for {ref.name} version {ref.version} "
+            f"(run {ref.run_id}); promote it again"
+        )
+    return Champion(ref, bundle)
 
 
 def describe(champion: Champion) -> dict[str, Any]:

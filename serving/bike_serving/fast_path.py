@@ -87,7 +87,7 @@ class FastPredict:
         await send({"type": "http.response.body", "body": answer})
 
     def _answer(self, scope: Scope, body: bytes) -> bytes | None:
-        champion = self._holder.current
+        champion = scope.get("arm") or self._holder.current
         if champion is None:
             return None
         try:

@@ -212,6 +212,10 @@ class Forecast(BaseModel):
     basis: Literal["history", "neighbours"] = Field(
         description="neighbours: the counter has too little history of its own, and intervals are wider"
     )
+    model_version: str | None = Field(
+        default=None,
+        description="Only where an experiment shares the counters between two versions: which one forecast this",
+    )
 
 
 class ComputedForecast(Forecast):

@@ -107,6 +107,16 @@ class Settings(BaseSettings):
     cors_origins: str = Field(
         default="", description="Origins, with commas between, whose pages may ask; none by default"
     )
+    experiment: Literal["off", "shadow", "ab"] = Field(
+        default="off", description="shadow compares each answer with the challenger's, ab lets it answer some"
+    )
+    experiment_alias: str = Field(default="challenger", min_length=1, description="Alias of the challenger")
+    experiment_share: float = Field(
+        default=0.1, ge=0, le=1, description="Share of callers or counters for the challenger"
+    )
+    experiment_by: Literal["caller", "counter"] = Field(
+        default="caller", description="What ab shares out; each stays with its version"
+    )
     host: str = Field(default="127.0.0.1", description="Address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on")
 
