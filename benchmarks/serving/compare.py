@@ -10,6 +10,7 @@ uv to make BentoML's environment (`bentoml` cannot live with our dependencies). 
 """
 
 import argparse
+import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -108,7 +109,9 @@ def mlflow(city: City) -> Iterator[Contestant]:
         )
         command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", f"{folder}/model"]
         command += ["--env-manager", "local", "-h", "127.0.0.1", "-p", str(port)]
-        with server(command, f"http://127.0.0.1:{port}/ping", {}):
+        # It starts uvicorn through a shell, by name.
+        path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        with server(command, f"http://127.0.0.1:{port}/ping", path):
             yield Contestant(
                 "mlflow models serve",
                 f"http://127.0.0.1:{port}/invocations",

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
 
-from bike_serving import logs, problems, routes, tracing
+from bike_serving import logs, problems, routes
 from bike_serving.champion import ChampionHolder
 from bike_serving.experiment import Experiment, Experimenting
 from bike_serving.fast_path import FastPredict
@@ -19,6 +19,7 @@ from bike_serving.schemas import body_limit
 from bike_serving.security.body import BodyLimit
 from bike_serving.security.guard import Access, Guard
 from bike_serving.settings import Settings
+from bike_serving.tracing import telemetry
 from bike_serving.webhooks import Webhooks
 
 _FIRST_LOOK_SECONDS = 20.0
@@ -58,6 +59,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         summary="Hourly forecasts of the champion model for every counter, seven days ahead, with intervals.",
         version=version("bike-serving"),
         lifespan=lifespan,
+        telemetry=telemetry(settings.tracing),
     )
     app.state.holder, app.state.metrics, app.state.settings = holder, metrics, settings
     app.state.registry, app.state.orchestrator = registry, orchestrator
@@ -79,8 +81,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"]
         )
     app.add_middleware(RequestMetrics, metrics=metrics)
-    if settings.tracing:
-        tracing.trace(app)
     return app
 
 

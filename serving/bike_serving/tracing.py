@@ -1,11 +1,12 @@
-"""OpenTelemetry traces, for whoever has a collector: a span a request, named by its route.
+"""OpenTelemetry traces, for whoever has a collector: a span a request, named by its route, a caller's continued.
 
-Belongs here: switching them on. Off, nothing of OpenTelemetry is imported. Where spans go and how many are kept is
-told by OpenTelemetry's own variables (`OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_TRACES_SAMPLER`, `OTEL_SERVICE_NAME`).
-Does not belong here: metrics, which Prometheus reads.
+Belongs here: where spans go. FastAPI makes them itself once it has a provider; without one it must not even ask, for
+asking costs a look-up as much as answering it. How many spans are kept and where they are sent is told by
+OpenTelemetry's own variables (`OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_TRACES_SAMPLER`, `OTEL_SERVICE_NAME`). Does not
+belong here: metrics, which Prometheus reads.
 """
 
-from fastapi import FastAPI
+from fastapi.telemetry import TelemetryConfig
 
 from bike_assets.core.errors import PermanentError
 
@@ -14,22 +15,22 @@ class TracingUnavailableError(PermanentError):
     """Traces are switched on and OpenTelemetry is not installed."""
 
 
-def trace(app: FastAPI) -> None:
-    """Give every request a span; a caller's `traceparent` is continued.
+def telemetry(tracing: bool) -> TelemetryConfig:
+    """FastAPI's `telemetry`: traces or nothing.
 
     Raises:
         TracingUnavailableError: the extra `tracing` is not installed.
     """
+    if not tracing:
+        return {"tracing": False, "metrics": False, "logs": False}
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
         raise TracingUnavailableError(
             f"BIKE_SERVING_TRACING is on, but {error.name} is not installed; install bike-serving[tracing]"
         ) from error
-    provider = TracerProvider()
+    provider = TracerProvider()  # sends what is left when the process ends
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-    app.add_middleware(OpenTelemetryMiddleware, tracer_provider=provider, exclude_spans=["receive", "send"])
-    app.router.add_event_handler("shutdown", provider.shutdown)
+    return {"tracing": True, "metrics": False, "logs": False, "tracer_provider": provider}
