@@ -4,6 +4,7 @@ Belongs here: starting a server on a port of its own, asking it with wrk, readin
 which servers and how much load.
 """
 
+import http.client
 import json
 import os
 import re
@@ -13,8 +14,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,15 +83,23 @@ def _answers(url: str) -> bool:
 
 @dataclass(frozen=True)
 class Service:
-    """Ours, running: where it listens and the headers of a reader."""
+    """Ours, running and with a champion: where it listens and the headers of a reader."""
 
     url: str
     headers: dict[str, str]
-    pid: int
 
-    def get(self, path: str) -> httpx.Response:
-        """Ask as a reader."""
-        return httpx.get(self.url + path, headers=self.headers, timeout=30)
+    def client(self) -> httpx.Client:
+        """Asks as a reader."""
+        return httpx.Client(base_url=self.url, headers=self.headers, timeout=30, trust_env=False)
+
+    @property
+    def memory(self) -> float:
+        """Resident bytes of all its workers, as its metrics tell."""
+        with self.client() as client:
+            lines = client.get("/metrics").text.splitlines()
+        return float(
+            next(line for line in lines if line.startswith("process_resident_memory_bytes ")).split()[1]
+        )
 
 
 @contextmanager
@@ -106,8 +116,8 @@ def service(city: City, registry_url: str, state: Path, **settings: str) -> Iter
     }
     command = [sys.executable, "-m", "bike_serving", "--port", str(port), "--log-level", "warning"]
     url = f"http://127.0.0.1:{port}"
-    with server(command, f"{url}/health", env) as process:
-        yield Service(url, reader(state), process.pid)
+    with server(command, f"{url}/ready", env):
+        yield Service(url, reader(state))
 
 
 def reader(state: Path) -> dict[str, str]:
@@ -162,3 +172,61 @@ def _read(printed: str) -> Load:
         p99=percentiles["99"],
         failed=failed,
     )
+
+
+class Paced:
+    """Questions at a fixed rate from threads of this process, each answer checked.
+
+    A time is counted from when the question was due, so that a server that stalls is not spared the questions that
+    would have come meanwhile (Tene 2013, "coordinated omission").
+    """
+
+    def __init__(
+        self, service: Service, body: Any, check: Callable[[bytes], str | None], threads: int = 8
+    ) -> None:
+        """What to ask, and what says why an answer is wrong (None: it is right)."""
+        self._address = service.url.removeprefix("http://")
+        self._headers = {"content-type": "application/json", **service.headers}
+        self._body, self._check, self._threads = json.dumps(body), check, threads
+        self.faults: list[str] = []
+
+    def run(self, rate: float, until: Callable[[float], bool]) -> list[float]:
+        """Ask until `until` (seconds since the start) says stop; sorted seconds of all answers."""
+        took: list[list[float]] = [[] for _ in range(self._threads)]
+        began = time.perf_counter()
+
+        def ask(mine: list[float], first: float) -> None:
+            connection = http.client.HTTPConnection(self._address, timeout=30)
+            due = began + first
+            while not until(due - began):
+                time.sleep(max(0.0, due - time.perf_counter()))
+                try:
+                    connection.request("POST", "/predict", self._body, self._headers)
+                    answer = connection.getresponse()
+                    content = answer.read()
+                    fault = (
+                        self._check(content)
+                        if answer.status == 200
+                        else f"{answer.status}: {content[:200]!r}"
+                    )
+                except (OSError, http.client.HTTPException) as error:
+                    fault = repr(error)
+                    connection.close()
+                mine.append(time.perf_counter() - due)
+                if fault:
+                    self.faults.append(fault)
+                due += self._threads / rate
+
+        threads = [
+            threading.Thread(target=ask, args=(mine, number / rate)) for number, mine in enumerate(took)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return sorted(seconds for mine in took for seconds in mine)
+
+
+def percentile(ordered: Sequence[float], share: float) -> float:
+    """Of sorted values; milliseconds of seconds."""
+    return ordered[int(share * (len(ordered) - 1))] * 1000

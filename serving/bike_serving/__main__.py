@@ -45,6 +45,8 @@ def main(arguments: list[str] | None = None) -> None:
         except BikeError as error:
             sys.exit(f"bike-serving: {error}")
         return
+    # A champion is loaded beside requests: not on every core. Polars reads it when it is imported.
+    os.environ.setdefault("POLARS_MAX_THREADS", str(max(1, (os.cpu_count() or 1) - 1)))
     options = vars(_parser().parse_args(arguments))
     log_level = options.pop("log_level")
     try:
