@@ -1,5 +1,6 @@
 """`features`, `trained_model` and `predictions`: from cleaned counts to forecasts. `champion.py` decides who serves."""
 
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -33,9 +34,9 @@ from bike_assets.core.model import Forecaster, TrainConfig
 from bike_assets.core.model_card import CardFacts, holdout_table, model_card, worst_counters
 from bike_assets.core.windows import BaselineWindow, choose_baseline, learnable
 from bike_assets.partitions import KNOWN_AT_ISSUE, WEATHER_AT_ISSUE, window
-from bike_assets.resources.audit import os_user
+from bike_assets.resources.audit import AuditLog, os_user, version_facts
 from bike_assets.resources.bundles import BundleStore
-from bike_assets.resources.registry import BASELINE_TAG, ModelRegistry, ModelVersion
+from bike_assets.resources.registry import BASELINE_TAG, TRAINING_SECONDS_TAG, ModelRegistry, ModelVersion
 from bike_assets.resources.snapshots import SnapshotStore, Taking
 from bike_assets.resources.warehouse import DuckDBWarehouse
 from bike_assets.settings import Settings
@@ -142,6 +143,7 @@ def build_trained_model(settings: Settings) -> dg.AssetsDefinition:
         warehouse: DuckDBWarehouse,
         registry: ModelRegistry,
         snapshots: SnapshotStore,
+        audit: AuditLog,
     ) -> dg.MaterializeResult[None]:
         """The challenger: trained, measured on days it did not see, and registered in MLflow."""
         until = date.fromisoformat(config.train_until) if config.train_until else newest_day(warehouse)
@@ -163,7 +165,9 @@ def build_trained_model(settings: Settings) -> dg.AssetsDefinition:
         window = baseline_window(settings, registry, rows, until, train_config)
         rows = learnable(rows, window)
         context.log.info(f"training on {rows.height:,} rows of features, counts up to {until}")
+        began = time.monotonic()
         forecaster = Forecaster().fit(rows, truth, train_config)
+        seconds = time.monotonic() - began
         accuracy = accuracy_by_horizon(
             forecaster.holdout.drop("hourly_count"),
             forecaster.holdout.select("counter_id", "hourly_count", ts_utc="target_ts").unique(),
@@ -190,12 +194,26 @@ def build_trained_model(settings: Settings) -> dg.AssetsDefinition:
                 "trained_at": datetime.now(UTC).isoformat(timespec="seconds"),
                 "trained_by": context.run.tags.get("user", os_user()),
                 "trained_because": context.run.tags.get("bike.decision", "asked for by a person"),
+                TRAINING_SECONDS_TAG: f"{seconds:.1f}",
                 **({BASELINE_TAG: str(window)} if window else {}),
                 "data_hash": snapshot.id,
                 "git_commit": git_commit(),
                 **{key: repr(value) for key, value in metrics.items() if key.endswith(("r2", "skill"))},
             },
             example=rows.head(100),
+        )
+        audit.append(
+            warehouse,
+            audit.event(
+                "trained",
+                actor=version.tags["trained_by"],
+                reason=version.tags["trained_because"],
+                service_date=until + timedelta(days=1),
+                dagster_run_id=context.run.run_id,
+                fine_tune_success=True,
+                r2_train=metrics.get("holdout.day_1.r2"),
+                **version_facts(version),
+            ),
         )
         importance = forecaster.feature_importance()
         failures: dict[str, dg.MetadataValue] = {}

@@ -1,7 +1,8 @@
 """`drift_report` and `retraining_decision`: is the world still the one the champion learned, and what follows."""
 
 import json
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from bike_assets.core.contracts import CLEANED_COUNTS, COUNTER_HEALTH, RETRAININ
 from bike_assets.core.drift import YEAR_DAYS, per_counter_drift, reference_days
 from bike_assets.core.health import UNHEALTHY, without
 from bike_assets.core.profile import PROFILE_COLUMNS, daily_profile
-from bike_assets.core.retraining import RetrainingDecision, RetrainingPolicy, decide_retraining
-from bike_assets.resources.registry import CHAMPION, ModelRegistry
+from bike_assets.core.retraining import RetrainingDecision, RetrainingPolicy, decide_retraining, expected_gain
+from bike_assets.core.thresholds import LearnedBounds, learn_bounds
+from bike_assets.resources.audit import AUTOMATION, AuditLog, version_facts
+from bike_assets.resources.registry import CHAMPION, TRAINING_SECONDS_TAG, ModelRegistry, ModelVersion
 from bike_assets.resources.warehouse import DuckDBWarehouse
 from bike_assets.settings import Settings
 
@@ -108,29 +111,57 @@ def build_retraining_decision(
         code_version="1",
     )
     def retraining_decision(
-        context: dg.AssetExecutionContext, warehouse: DuckDBWarehouse, registry: ModelRegistry
+        context: dg.AssetExecutionContext,
+        warehouse: DuckDBWarehouse,
+        registry: ModelRegistry,
+        audit: AuditLog,
     ) -> dg.MaterializeResult[None]:
         """The decision matrix applied to the champion's realised accuracy and the drift; one audit row a day."""
         issue_date = date.fromisoformat(context.partition_key)
         champion = registry.by_alias(CHAMPION)
         share = reported_drift(settings, issue_date)["share"]
         truth = realised(warehouse, issue_date, settings.drift_days, champion.version if champion else None)
+        learned = learned_bounds(warehouse, issue_date, policy)
+        applied = learned.policy if policy.adaptive and learned.policy else policy
+        trainings = past_trainings(registry, issue_date)
         answer = decide_retraining(
             truth.r2,
             share,
             n_truth_rows=truth.rows,
             n_truth_days=truth.days,
-            days_since_training=(issue_date - champion.trained_until).days if champion else None,
-            policy=policy,
+            days_since_training=trainings[0] if trainings else None,
+            trainings_in_period=sum(days < policy.budget_days for days in trainings),
+            expected_gain=expected_gain(held_out_r2(champion), truth.r2),
+            training_hours=training_hours(champion),
+            policy=applied,
         )
         row = decision_row(issue_date, answer, champion.version if champion else None)
         warehouse.replace(RETRAINING_DECISIONS, row, issue_date, issue_date)
+        audit.append(
+            warehouse,
+            audit.event(
+                "retraining_decided",
+                actor=AUTOMATION,
+                reason="; ".join(answer.reasons),
+                service_date=issue_date,
+                dagster_run_id=context.run.run_id,
+                policy=json.dumps(asdict(applied), sort_keys=True),
+                deployment_decision=answer.decision,
+                fine_tune_triggered=answer.retrain,
+                drift_detected=None if share is None else share >= applied.drift_warning,
+                drift_share=share,
+                r2=truth.r2,
+                rmse=truth.rmse,
+                **(version_facts(champion) if champion else {}),
+            ),
+        )
         return dg.MaterializeResult(
             metadata={
                 **table_metadata(RETRAINING_DECISIONS, row),
                 "retrain": answer.retrain,
                 "decision": answer.decision,
                 "reasons": "; ".join(answer.reasons),
+                "bounds": dg.MetadataValue.md(bounds_table(policy, learned)),
                 **({"r2": answer.r2} if answer.r2 is not None else {}),
             }
         )
@@ -138,13 +169,59 @@ def build_retraining_decision(
     return retraining_decision
 
 
+def learned_bounds(warehouse: DuckDBWarehouse, issue_date: date, policy: RetrainingPolicy) -> LearnedBounds:
+    """Bounds learned from the decisions before an issue date."""
+    past = warehouse.read(
+        RETRAINING_DECISIONS, last=issue_date - timedelta(days=1), columns=("r2", "drift_share")
+    )
+    return learn_bounds(past["r2"].drop_nulls().to_list(), past["drift_share"].drop_nulls().to_list(), policy)
+
+
+def bounds_table(policy: RetrainingPolicy, learned: LearnedBounds) -> str:
+    """The fixed bounds of the matrix and the learned ones side by side, in Markdown."""
+    names = ("r2_critical", "r2_warning", "drift_warning", "drift_critical")
+    rows = [
+        f"| {name} | {getattr(policy, name):g} | {getattr(learned.policy, name):g} |"
+        if learned.policy
+        else f"| {name} | {getattr(policy, name):g} | – |"
+        for name in names
+    ]
+    applied = "learned" if policy.adaptive and learned.policy else "fixed"
+    return "\n".join(
+        ["| bound | fixed | learned |", "|---|---|---|", *rows, "", f"Applied: {applied}; {learned.reason}."]
+    )
+
+
+def past_trainings(registry: ModelRegistry, issue_date: date) -> list[int]:
+    """Days from each training to an issue date, the newest first, whether or not its model was promoted."""
+    days = ((issue_date - version.trained_until).days for version in registry.versions())
+    return sorted(day for day in days if day >= 0)
+
+
+def held_out_r2(version: ModelVersion | None) -> float | None:
+    """R² of a version on the days its training held out, mean of the horizon days; None where it has none."""
+    found = [
+        float(value)
+        for key, value in (version.tags.items() if version else ())
+        if key.startswith("holdout.") and key.endswith(".r2")
+    ]
+    return sum(found) / len(found) if found else None
+
+
+def training_hours(version: ModelVersion | None) -> float | None:
+    """Hours that the training of a version took; None where it does not say."""
+    text = version.tags.get(TRAINING_SECONDS_TAG) if version else None
+    return float(text) / 3600 if text else None
+
+
 @dataclass(frozen=True)
 class Realised:
-    """How good the forecasts were whose truth has arrived: R² over all hours, hours and days of truth."""
+    """How good the forecasts were whose truth has arrived: R² and RMSE over all hours, hours and days of truth."""
 
     r2: float | None
     rows: int
     days: int
+    rmse: float | None = None
 
 
 def drift_windows(
@@ -210,7 +287,8 @@ def realised(warehouse: DuckDBWarehouse, issue_date: date, days: int, model_vers
         return Realised(None, 0, 0)
     spread = float(row["squares"]) - float(row["total"]) ** 2 / float(row["hours"])
     r2 = 1 - float(row["errors"]) / spread if spread > 0 else None
-    return Realised(r2, int(row["hours"]), int(row["days"]))
+    rmse = math.sqrt(float(row["errors"]) / float(row["hours"]))
+    return Realised(r2, int(row["hours"]), int(row["days"]), rmse)
 
 
 def decision_row(issue_date: date, answer: RetrainingDecision, version: str | None) -> pl.DataFrame:

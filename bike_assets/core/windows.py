@@ -12,8 +12,9 @@ import polars as pl
 from bike_assets.core.errors import PermanentError
 from bike_assets.core.intervals import target_day
 
-MIN_LEARNED_DAYS = 60
-"""Days of history that a training keeps besides the window and its held-out days; with less there is no window yet."""
+MIN_LEARNED_DAYS = 180
+"""Days of history that a training keeps besides the window and its held-out days: a young city needs every day to learn
+from, and has no window before."""
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ PREVIOUS: Final = "previous"
 BASELINE_TAG: Final = "baseline_window"
 """Tag of the registered model: days that no training learns from; of a version: those that its training left out."""
 
+TRAINING_SECONDS_TAG: Final = "training_seconds"
 SEMANTIC_TAG: Final = "semantic_version"
 _INTERFACE_TAG: Final = "recipe_interface"
 _METHOD_TAG: Final = "recipe_method"

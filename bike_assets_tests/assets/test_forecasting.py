@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from datetime import date, timedelta
 from pathlib import Path
+from typing import Any, ClassVar
 
 import dagster as dg
 import numpy as np
@@ -15,19 +16,27 @@ from polars.testing import assert_frame_equal
 from bike_assets.assets.forecasting import (
     CHUNK_DAYS,
     FEATURES,
+    baseline_window,
     believable_truth,
     build_features_asset,
     build_predictions,
+    build_trained_model,
     chunks,
     newest_day,
     training_rows,
 )
 from bike_assets.core.contracts import CALIBRATIONS, CLEANED_COUNTS, COUNTER_HEALTH, PREDICTIONS
 from bike_assets.core.errors import PermanentError
+from bike_assets.core.families import TrainConfig
+from bike_assets.core.model import Forecaster
+from bike_assets.core.windows import BaselineWindow
 from bike_assets.partitions import service_days
+from bike_assets.resources.audit import AuditLog
 from bike_assets.resources.registry import CHAMPION
+from bike_assets.resources.snapshots import SnapshotStore
 from bike_assets.resources.warehouse import DuckDBWarehouse
 from bike_assets.runner import Outcome, materialize
+from bike_assets.settings import Settings
 from bike_assets_tests.stores import Bundles, Registry, fresh_registry, version
 from bike_assets_tests.tables import (
     BETA_BACKFILL_POLICY,
@@ -142,6 +151,81 @@ def test_the_training_sample_follows_from_data_and_seed_alone(
 
     assert_frame_equal(training_rows(warehouse, TRAINED_UNTIL, days=24, rows=1000, seed=1), sample)
     assert not training_rows(filled, TRAINED_UNTIL, days=24, rows=1000, seed=2).equals(sample)
+
+
+class Windows(Registry):
+    """A registry that remembers the baseline window."""
+
+    fixed: ClassVar[list[str]] = []
+
+    def baseline_window(self) -> str | None:
+        return self.fixed[-1] if self.fixed else None
+
+    def fix_baseline_window(self, window: str) -> None:
+        self.fixed.append(window)
+
+
+@pytest.fixture
+def windows() -> Windows:
+    Windows.fixed.clear()
+    return Windows(tracking_uri="", artifacts_dir="", ui_url="", model_name="bike-traffic")
+
+
+def test_the_first_training_with_enough_history_fixes_the_window_for_all_that_follow(
+    windows: Windows,
+) -> None:
+    first, config = date(2023, 1, 1), TrainConfig()
+    rows = pl.DataFrame({"service_date": [first, date(2023, 9, 1)]})
+
+    def chosen(until: date, **more: Any) -> str:
+        return str(baseline_window(Settings(**more), windows, rows, until, config))
+
+    assert chosen(first + timedelta(days=100)) == "None"
+    assert windows.fixed == []
+    fixed = chosen(first + timedelta(days=399))
+    assert fixed == "2023-11-17/2023-12-14"
+    assert chosen(first + timedelta(days=700)) == fixed
+    assert windows.fixed == [fixed]
+    assert chosen(first + timedelta(days=700), baseline_days=0) == "None"
+    named = chosen(first + timedelta(days=700), baseline_first=date(2023, 5, 1), baseline_days=7)
+    assert named == "2023-05-01/2023-05-07"
+
+
+def test_a_training_is_given_no_row_about_the_baseline_window(
+    filled: DuckDBWarehouse, windows: Windows, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    window = BaselineWindow(TRAINED_UNTIL - timedelta(days=12), TRAINED_UNTIL - timedelta(days=10))
+    windows.fix_baseline_window(str(window))
+    given: list[pl.DataFrame] = []
+
+    def fit(_self: Forecaster, rows: pl.DataFrame, *_: object) -> Forecaster:
+        given.append(rows)
+        raise PermanentError("seen enough")
+
+    monkeypatch.setattr(Forecaster, "fit", fit)
+    definitions = dg.Definitions(
+        assets=[build_trained_model(Settings(training_rows=10**6))],
+        resources={
+            "warehouse": filled,
+            "registry": windows,
+            "snapshots": SnapshotStore(
+                folder=str(Path(filled.path).parent / "snapshots"), baseline_ratio=0.8
+            ),
+            "audit": AuditLog(folder="", keys_dir="", env="local"),
+        },
+    )
+    with pytest.raises(PermanentError, match="seen enough"):
+        materialize(
+            definitions,
+            instance,
+            ["trained_model"],
+            config={"trained_model": {"train_until": TRAINED_UNTIL.isoformat()}},
+        )
+
+    (rows,) = given
+    everything = filled.read(FEATURES)
+    assert rows.filter(window.holds()).is_empty()
+    assert rows.height == everything.filter(~window.holds()).height < everything.height
 
 
 def test_no_features_are_said_to_be_missing(warehouse: DuckDBWarehouse) -> None:

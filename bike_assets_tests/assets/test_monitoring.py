@@ -18,14 +18,18 @@ from bike_assets.assets.monitoring import (
     build_retraining_decision,
     decision_row,
     drift_windows,
+    held_out_r2,
+    past_trainings,
     realised,
     report_folder,
     reported_drift,
+    training_hours,
 )
-from bike_assets.core.contracts import CLEANED_COUNTS, RETRAINING_DECISIONS
+from bike_assets.core.contracts import AUDIT_LOG, CLEANED_COUNTS, RETRAINING_DECISIONS
 from bike_assets.core.errors import PermanentError
 from bike_assets.core.retraining import RetrainingPolicy, decide_retraining
 from bike_assets.partitions import service_days
+from bike_assets.resources.audit import AuditLog
 from bike_assets.resources.registry import ModelRegistry, ModelVersion
 from bike_assets.resources.warehouse import DuckDBWarehouse
 from bike_assets.runner import materialize
@@ -237,6 +241,9 @@ class Registry(ModelRegistry):
         assert alias == "champion"
         return self.version
 
+    def versions(self) -> list[ModelVersion]:
+        return [self.version] if self.version else []
+
 
 @pytest.fixture
 def instance() -> Iterator[dg.DagsterInstance]:
@@ -250,6 +257,7 @@ def decide(settings: Settings, warehouse: DuckDBWarehouse, instance: dg.DagsterI
         resources={
             "warehouse": warehouse,
             "registry": Registry(tracking_uri="", artifacts_dir="", ui_url="", model_name="bike-traffic"),
+            "audit": AuditLog.from_settings(settings),
         },
     )
     outcome = materialize(definitions, instance, ["retraining_decision"], days=(ISSUE, ISSUE))
@@ -290,3 +298,51 @@ def test_no_decision_without_a_report(
         decide(settings, warehouse, instance)
 
     assert not warehouse.exists(RETRAINING_DECISIONS)
+
+
+def test_every_decision_is_in_the_audit_log(
+    settings: Settings, warehouse: DuckDBWarehouse, instance: dg.DagsterInstance
+) -> None:
+    accuracy_table(warehouse, scored_hours())
+    write_report(settings, ISSUE, 0.4)
+    metadata = decide(settings, warehouse, instance)
+
+    row = warehouse.read(AUDIT_LOG).row(0, named=True)
+    assert (row["event"], row["actor"], row["service_date"]) == ("retraining_decided", "automation", ISSUE)
+    assert (row["deployment_decision"], row["fine_tune_triggered"]) == (
+        metadata["decision"],
+        metadata["retrain"],
+    )
+    assert (row["drift_share"], row["drift_detected"]) == (0.4, True)
+    assert row["rmse"] == realised(warehouse, ISSUE, DAYS, "2").rmse > 0
+    assert json.loads(row["policy"])["r2_critical"] == RetrainingPolicy().r2_critical
+    assert "| r2_critical | 0.65 | – |" in str(metadata["bounds"])
+
+
+def test_trainings_count_whether_or_not_their_model_was_promoted() -> None:
+    class Several(Registry):
+        def versions(self) -> list[ModelVersion]:
+            return [
+                ModelVersion("bike-traffic", str(days), "run", version_tags(ISSUE - timedelta(days=days)))
+                for days in (40, 3, -2, 0)
+            ]
+
+    registry = Several(tracking_uri="", artifacts_dir="", ui_url="", model_name="bike-traffic")
+
+    assert past_trainings(registry, ISSUE) == [0, 3, 40], "those of later days did not exist yet"
+
+
+def test_what_a_training_promises_and_costs_is_read_from_the_version() -> None:
+    tags = {
+        "holdout.day_1.r2": "0.9",
+        "holdout.day_2.r2": "0.8",
+        "holdout.day_1.skill": "0.1",
+        "training_seconds": "7200",
+    }
+    version = ModelVersion("bike-traffic", "2", "run", tags)
+
+    assert held_out_r2(version) == pytest.approx(0.85)
+    assert training_hours(version) == 2.0
+    bare = ModelVersion("bike-traffic", "2", "run", version_tags())
+    assert (held_out_r2(bare), training_hours(bare)) == (None, None)
+    assert (held_out_r2(None), training_hours(None)) == (None, None)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from bike_assets.core.errors import ContractError, PermanentError
-from bike_assets.core.retraining import RetrainingDecision, RetrainingPolicy, decide_retraining
+from bike_assets.core.retraining import RetrainingDecision, RetrainingPolicy, decide_retraining, expected_gain
 
 
 def decide(r2: float | None, drift: float | None, **changes: Any) -> RetrainingDecision:
@@ -82,6 +82,54 @@ def test_the_cost_bound(trainings: int, decision: str) -> None:
     assert decide(0.1, 0.0, trainings_in_period=trainings).decision == decision
 
 
+@pytest.mark.parametrize(
+    ("gain", "hours", "decision"),
+    [
+        (0.0199, 2.0, "not_worth_it"),
+        (0.02, 2.0, "retrain_proactive"),
+        (0.0201, 2.0, "retrain_proactive"),
+        (-0.1, 0.0, "not_worth_it"),
+        (0.0, 0.0, "retrain_proactive"),
+        (None, 2.0, "retrain_proactive"),
+        (-0.1, None, "retrain_proactive"),
+    ],
+)
+def test_a_proactive_training_must_promise_what_its_time_is_worth(
+    gain: float | None, hours: float | None, decision: str
+) -> None:
+    answer = decide(0.66, 0.6, expected_gain=gain, training_hours=hours)
+    assert answer.decision == decision
+    assert answer.retrain is (decision == "retrain_proactive")
+    assert len(answer.reasons) == (2 if decision == "not_worth_it" else 1)
+
+
+def test_a_critical_model_is_retrained_at_any_price() -> None:
+    assert decide(0.5, 0.6, expected_gain=-1.0, training_hours=100.0).decision == "retrain_reactive"
+    # And what the matrix does not want is not made better by being cheap.
+    assert decide(0.9, 0.0, expected_gain=1.0, training_hours=0.0).decision == "fine"
+
+
+def test_cooldown_and_budget_are_asked_before_the_price() -> None:
+    poor = {"expected_gain": -1.0, "training_hours": 1.0}
+    assert decide(0.66, 0.6, days_since_training=0, **poor).decision == "cooldown"
+    assert decide(0.66, 0.6, trainings_in_period=4, **poor).decision == "over_budget"
+    assert decide(0.66, 0.6, force=True, **poor).decision == "retrain_forced"
+
+
+def test_a_training_is_expected_to_win_back_what_was_lost() -> None:
+    assert expected_gain(0.9, 0.7) == pytest.approx(0.2)
+    assert expected_gain(0.6, 0.7) == pytest.approx(-0.1)
+    assert expected_gain(None, 0.7) is None
+    assert expected_gain(0.9, None) is None
+
+
+@pytest.mark.parametrize("name", ["expected_gain", "training_hours"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_price_that_is_no_number_is_refused(name: str, bad: float) -> None:
+    with pytest.raises(ContractError, match=name.replace("_", " ")):
+        decide(0.9, 0.0, **{name: bad})
+
+
 def test_a_person_may_force_it_whatever_the_numbers_say() -> None:
     for answer in (
         decide(0.99, 0.0, force=True),
@@ -142,6 +190,10 @@ def test_the_bounds_are_the_policys() -> None:
         {"min_truth_rows": 0},
         {"cooldown_days": -1},
         {"max_trainings": 0},
+        {"min_truth_days": 0},
+        {"budget_days": 0},
+        {"min_gain_per_hour": -0.01},
+        {"min_gain_per_hour": float("nan")},
     ],
 )
 def test_a_senseless_policy_is_refused(broken: dict[str, Any]) -> None:

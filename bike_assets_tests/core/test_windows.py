@@ -23,7 +23,7 @@ def test_the_window_begins_where_the_ratio_of_the_history_is_over() -> None:
     assert chosen(400, 0.5) == BaselineWindow(FIRST + timedelta(days=200), FIRST + timedelta(days=227))
 
 
-@pytest.mark.parametrize("history", [116, 150, 250, 279, 281])
+@pytest.mark.parametrize("history", [236, 250, 279, 281])
 def test_the_window_ends_before_the_days_that_a_training_holds_out(history: int) -> None:
     window = chosen(history)
 
@@ -35,8 +35,8 @@ def test_the_window_ends_before_the_days_that_a_training_holds_out(history: int)
 
 
 def test_with_too_little_history_nothing_is_left_out() -> None:
-    assert chosen(115) is None
-    assert chosen(116) is not None
+    assert chosen(235) is None
+    assert chosen(236) is not None
     assert chosen(400, days=0) is None
 
 
