@@ -159,10 +159,11 @@ def version_tags(trained_until: date = TRAINED_UNTIL) -> dict[str, str]:
 def registry_in(folder: Path) -> ModelRegistry:
     """A real MLflow registry on SQLite in a folder. The tables are made once a process and copied."""
     shutil.copy(_mlflow_database(), folder / "mlflow.db")
-    return _registry(folder)
+    return registry_of(folder)
 
 
-def _registry(folder: Path) -> ModelRegistry:
+def registry_of(folder: Path) -> ModelRegistry:
+    """The registry that is in a folder already."""
     return ModelRegistry(
         tracking_uri=f"sqlite:///{folder / 'mlflow.db'}",
         artifacts_dir=str(folder / "artifacts"),
@@ -179,5 +180,5 @@ def _mlflow_database() -> Path:
         importlib.import_module("mlflow.pyfunc")
     folder = Path(tempfile.mkdtemp(prefix="mlflow-template-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    _registry(folder).client().search_experiments()
+    registry_of(folder).client().search_experiments()
     return folder / "mlflow.db"

@@ -39,7 +39,7 @@ def learn_bounds(r2: Sequence[float], drift_share: Sequence[float], fixed: Retra
 
     R²: `r2_warning` two and `r2_critical` three robust standard deviations below the median, at most `MAX_LENIENCE`
     below the fixed ones. Drift share: `drift_warning` is exceeded by one decision in ten, `drift_critical` by one in
-    a hundred; neither lies below its fixed one, since drift that is common is not for that reason harmless.
+    a hundred; neither lies below its fixed one, since a calm past is no reason to alarm earlier.
 
     Args:
         r2: realised R² of earlier decisions, in any order.
