@@ -38,7 +38,7 @@ _MEASURES: Final[tuple[tuple[str, str, str, str], ...]] = (
 )
 _SHORT: Final = ("n", "r2", "rmse", "wape", "bias", "geh5_share", "skill_seasonal_naive", "coverage_90")
 
-_STYLE: Final = """
+STYLE: Final = """
 body{font:15px/1.5 system-ui,sans-serif;color:#222;max-width:1400px;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.6rem;margin-bottom:.2rem}h2{font-size:1.2rem;margin:2.2rem 0 .4rem;border-bottom:1px solid #ddd}
 h3{font-size:1rem;margin:1.2rem 0 .2rem}p{margin:.4rem 0}.quiet{color:#666}
@@ -131,7 +131,7 @@ def report_html(result: Mapping[str, Any], metrics: pl.DataFrame) -> str:
         "<code>metrics.parquet</code> beside this file.</p>",
     ]
     return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>"
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"
         f"<body>{''.join(parts)}</body></html>"
     )
 
@@ -140,7 +140,8 @@ def _rows(metrics: pl.DataFrame, family: str, grouping: str, rows: str = "all") 
     return metrics.filter(family=family, grouping=grouping, rows=rows)
 
 
-def _table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    """A table of texts, which may hold anything."""
     cells = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in body)
     names = "".join(f"<th>{html.escape(name)}</th>" for name in head)
     return f"<div class=wide><table><tr>{names}</tr>{cells}</table></div>"
@@ -162,7 +163,7 @@ def _families_table(metrics: pl.DataFrame, families: Sequence[str], rows: str, t
         [family, *_cells(_rows(metrics, family, "overall", rows).row(0, named=True), measures)]
         for family in families
     ]
-    return f"<h3>{title}</h3>{_table(['family', *_labels(measures)], body)}"
+    return f"<h3>{title}</h3>{table(['family', *_labels(measures)], body)}"
 
 
 def _group_table(
@@ -170,7 +171,7 @@ def _group_table(
 ) -> str:
     found = _rows(metrics, family, grouping)
     body = [[row["group"], *_cells(row, measures)] for row in found.iter_rows(named=True)]
-    return _table([name, *_labels(measures)], body)
+    return table([name, *_labels(measures)], body)
 
 
 def _verdict(family: str, found: Mapping[str, Any]) -> str:
@@ -227,7 +228,7 @@ def _worst_counters(metrics: pl.DataFrame, family: str) -> str:
         for row in found.iter_rows(named=True)
     ]
     head = ["counter", "of all squared error", *_labels(measures)]
-    return f"<h3>The {len(body)} counters with most of the squared error</h3>{_table(head, body)}"
+    return f"<h3>The {len(body)} counters with most of the squared error</h3>{table(head, body)}"
 
 
 def _lines(
@@ -263,7 +264,7 @@ def _lines(
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         axes.legend(frameon=False, fontsize=8)
 
-    return _image(title, draw, width=7.0)
+    return image(title, draw, width=7.0)
 
 
 def _heat(metrics: pl.DataFrame, family: str, measure: str, title: str, *, centred: bool) -> str:
@@ -294,7 +295,7 @@ def _heat(metrics: pl.DataFrame, family: str, measure: str, title: str, *, centr
         axes.grid(visible=False)
         axes.figure.colorbar(picture, ax=axes, format=lambda value, _: f"{value:.0%}")
 
-    return _image(title, draw, width=7.0, height=3.0)
+    return image(title, draw, width=7.0, height=3.0)
 
 
 def _coverage_by_counter(metrics: pl.DataFrame, family: str) -> str:
@@ -314,7 +315,7 @@ def _coverage_by_counter(metrics: pl.DataFrame, family: str) -> str:
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         axes.legend(frameon=False, fontsize=8, loc="upper left")
 
-    return _image(title, draw, width=7.0)
+    return image(title, draw, width=7.0)
 
 
 def _affluence_table(families: Mapping[str, Any]) -> str:
@@ -332,7 +333,7 @@ def _affluence_table(families: Mapping[str, Any]) -> str:
         [name, *("–" if row[key] is None else format(row[key], form) for key, form, _ in measures)]
         for name, row in ((name, found["affluence"]["all"]) for name, found in families.items())
     ]
-    return f"<div>{_table(['family', *(label for *_, label in measures)], body)}</div>"
+    return f"<div>{table(['family', *(label for *_, label in measures)], body)}</div>"
 
 
 def _reliability(family: str, bins: Sequence[Mapping[str, Any]]) -> str:
@@ -348,10 +349,11 @@ def _reliability(family: str, bins: Sequence[Mapping[str, Any]]) -> str:
         axes.set_ylabel("share that came true")
         axes.legend(frameon=False, fontsize=8)
 
-    return _image(title, draw, width=5.5)
+    return image(title, draw, width=5.5)
 
 
-def _image(title: str, draw: Callable[[Any], None], width: float = 7.0, height: float = 3.4) -> str:
+def image(title: str, draw: Callable[[Any], None], width: float = 7.0, height: float = 3.4) -> str:
+    """A picture inside the page; `draw` is given its axes."""
     figure, axes = new_figure(width, height)
     draw(axes)
     data = base64.b64encode(png(figure)).decode("ascii")

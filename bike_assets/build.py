@@ -68,7 +68,7 @@ def build_defs(settings: Settings, resource_overrides: Mapping[str, Any] | None 
             build_predictions(issued),
             build_shadow_predictions(issued),
             build_experiment_report(settings.experiment, issued),
-            build_drift_report(settings, issued),
+            build_drift_report(settings, settings.monitoring, issued),
             build_retraining_decision(settings, settings.retraining, issued),
         ],
         asset_checks=build_asset_checks(settings),

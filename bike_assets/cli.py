@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from bike_assets import model_commands
+from bike_assets import model_commands, replay_commands
 from bike_assets.alert_commands import alerts_app
 from bike_assets.champion_commands import audit_app, champion_app
 from bike_assets.console import (
@@ -41,6 +41,7 @@ app = typer.Typer(
 )
 app.add_typer(champion_app, name="champion")
 model_commands.add_to(app)
+replay_commands.add_to(app)
 app.add_typer(data_app, name="data")
 app.add_typer(alerts_app, name="alerts")
 app.add_typer(audit_app, name="audit")

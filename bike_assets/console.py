@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from bike_assets.core.errors import PermanentError
@@ -143,6 +144,26 @@ def progress() -> Iterator[Any]:
 def tell(text: str) -> None:
     """One line on stderr, where everything goes that is not the result."""
     print(text, file=sys.stderr, flush=True)  # noqa: T201  the terminal is what a command line talks to
+
+
+@contextlib.contextmanager
+def bar() -> Iterator[Any]:
+    """A function that says what comes next and how far it is: a bar on a terminal, a line for every step elsewhere."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        told = []
+
+        def line(text: str, share: float) -> None:
+            if text not in told:
+                told.append(text)
+                tell(f"{share:4.0%} {text}")
+
+        yield line
+        return
+    columns = (BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console) as shown:
+        task = shown.add_task("starting", total=1.0)
+        yield lambda text, share: shown.update(task, description=text, completed=share)
 
 
 def report(result: dict[str, Any], as_json: bool, show: Any) -> None:

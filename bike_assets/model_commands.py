@@ -4,11 +4,9 @@ Belongs here: options, and how results are printed. Does not belong here: the wo
 command's name.
 """
 
-import contextlib
 import math
 import shlex
 import sys
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
@@ -16,7 +14,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from bike_assets.console import (
@@ -27,6 +24,7 @@ from bike_assets.console import (
     Home,
     MoreData,
     SourceOption,
+    bar,
     progress,
     quiet,
     read_settings,
@@ -138,7 +136,7 @@ def backtest(
             weather=weather.value,
             training=training_config(settings),
         )
-        with _bar() as show:
+        with bar() as show:
             result = run_backtest(
                 settings,
                 config,
@@ -195,26 +193,6 @@ def card(
     else:
         output.write_text(text, encoding="utf-8")
         tell(f"wrote {output}")
-
-
-@contextlib.contextmanager
-def _bar() -> Iterator[Any]:
-    """A progress bar on a terminal; elsewhere a line for every step."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        told = []
-
-        def line(text: str, share: float) -> None:
-            if text not in told:
-                told.append(text)
-                tell(f"{share:4.0%} {text}")
-
-        yield line
-        return
-    columns = (BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("starting", total=1.0)
-        yield lambda text, share: bar.update(task, description=text, completed=share)
 
 
 def _print_backtest(result: dict[str, Any]) -> None:

@@ -84,7 +84,7 @@ def materialize(
     _record(result, outcome)
     for event in result.all_events:
         if event.is_step_failure:
-            raise PermanentError(f"{event.step_key}: {_root_cause(event.step_failure_data.error)}")
+            raise PermanentError(f"{event.step_key}: {root_cause(event.step_failure_data.error)}")
     if not result.success:
         raise PermanentError(f"the run of {', '.join(assets)} failed; see run {result.run_id} in the UI")
     return outcome
@@ -122,7 +122,7 @@ def run_job(
     found: Mapping[str, Any] = {}
     for event in result.all_events:
         if event.is_step_failure:
-            raise PermanentError(f"{job}: {_root_cause(event.step_failure_data.error)}")
+            raise PermanentError(f"{job}: {root_cause(event.step_failure_data.error)}")
         if event.is_successful_output:
             found = event.step_output_data.metadata
     if not result.success:
@@ -216,7 +216,7 @@ def _record(result: dg.ExecuteInProcessResult, outcome: Outcome) -> None:
         outcome.faults = fault_lines(faults.value)
 
 
-def _root_cause(error: Any) -> str:
+def root_cause(error: Any) -> str:
     """What a step's error says in one line: the outermost of our own messages, without its type, else the innermost."""
     text = "failed without a message"
     ours = [kind.__name__ for kind in _subclasses(BikeError)] + ["dagster._core.definitions.events.Failure"]

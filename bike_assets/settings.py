@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from bike_assets.core.drift import DriftPolicy
 from bike_assets.core.errors import PermanentError
 from bike_assets.core.experiment import ExperimentPolicy
 from bike_assets.core.promotion import PromotionPolicy
@@ -163,6 +164,7 @@ class Settings(BaseSettings):
         None,
         description="API key to read its count of errors with; by default that of `<home>/serving/reader.key`",
     )
+    monitoring: DriftPolicy = Field(DriftPolicy(), description="What counts as drift: *Decisions*")
     promotion: PromotionPolicy = Field(
         PromotionPolicy(), description="When a challenger replaces the champion: *Decisions*"
     )

@@ -2,10 +2,11 @@
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import dagster as dg
 import polars as pl
@@ -13,12 +14,33 @@ import polars as pl
 from bike_assets import tags
 from bike_assets.assets import plots
 from bike_assets.assets.evidently_report import drift_report as evidently_report
+from bike_assets.assets.evidently_report import summary_json, write_atomically
 from bike_assets.assets.metadata import sample_table, table_metadata
-from bike_assets.core.contracts import CLEANED_COUNTS, COUNTER_HEALTH, RETRAINING_DECISIONS
-from bike_assets.core.drift import YEAR_DAYS, per_counter_drift, reference_days
+from bike_assets.core.calendar import days_between
+from bike_assets.core.contracts import (
+    CLEANED_COUNTS,
+    COUNTER_HEALTH,
+    PREDICTIONS,
+    RAW_WEATHER,
+    RETRAINING_DECISIONS,
+)
+from bike_assets.core.drift import (
+    YEAR_DAYS,
+    Alarm,
+    DriftPolicy,
+    DriftSummary,
+    alarms,
+    counter_drift,
+    network_drift,
+    reference_days,
+    skill_fell,
+)
 from bike_assets.core.health import UNHEALTHY, without
+from bike_assets.core.metrics import join_truth
+from bike_assets.core.network import HISTORY_DAYS, SCANNED_DAYS, Shift, believable_days, network
 from bike_assets.core.profile import PROFILE_COLUMNS, daily_profile
 from bike_assets.core.retraining import RetrainingDecision, RetrainingPolicy, decide_retraining, expected_gain
+from bike_assets.core.skill import MIN_DAYS, SkillChange, skill_change
 from bike_assets.core.thresholds import LearnedBounds, learn_bounds
 from bike_assets.resources.audit import AUTOMATION, AuditLog, version_facts
 from bike_assets.resources.registry import CHAMPION, TRAINING_SECONDS_TAG, ModelRegistry, ModelVersion
@@ -28,8 +50,13 @@ from bike_assets.settings import Settings
 REPORT_HTML = "drift.html"
 REPORT_JSON = "drift.json"
 
+RATIO_COLUMNS: Final = ("forecast_to_usual", "count_to_usual")
+"""Drift of predictions and of the target, season taken off: see `with_ratios`."""
 
-def build_drift_report(settings: Settings, partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
+
+def build_drift_report(
+    settings: Settings, policy: DriftPolicy, partitions: dg.PartitionsDefinition[str]
+) -> dg.AssetsDefinition:
     """The asset `drift_report` on the given issue dates."""
     days = settings.drift_days
     looks_at = dg.TimeWindowPartitionMapping(
@@ -52,44 +79,59 @@ def build_drift_report(settings: Settings, partitions: dg.PartitionsDefinition[s
     def drift_report(
         context: dg.AssetExecutionContext, warehouse: DuckDBWarehouse, registry: ModelRegistry
     ) -> dg.MaterializeResult[None]:
-        """The last four weeks of counts against the same season before them, column by column and counter by counter.
+        """The last weeks against what they should have been: columns, network, counters and the champion's skill.
 
+        Columns are tested against the same season (Evidently), the network's level against calendar, season and
+        weather, counters against their own weeks and the city, the skill against that of the champion's held-out days.
         A report that cannot be made fails: no report is never taken for no drift.
         """
         issue_date = date.fromisoformat(context.partition_key)
+        last = issue_date - timedelta(days=1)
         current, reference, kind = drift_windows(warehouse, issue_date, days)
         folder = report_folder(settings, issue_date)
-        health = warehouse.read(COUNTER_HEALTH, last=issue_date - timedelta(days=1), order=False)
+        health = warehouse.read(COUNTER_HEALTH, last - timedelta(days=HISTORY_DAYS + SCANNED_DAYS), last)
+        lately, held_out = champion_errors(warehouse, registry, issue_date, days, health)
         # A broken counter is an incident of its own (counter_health) and no drift of the network.
         summary = evidently_report(
-            current=daily_profile(without(current, health, UNHEALTHY)),
-            reference=daily_profile(without(reference, health, UNHEALTHY)),
-            columns=PROFILE_COLUMNS,
+            current=with_ratios(daily_profile(without(current, health, UNHEALTHY)), lately),
+            reference=with_ratios(daily_profile(without(reference, health, UNHEALTHY)), held_out),
+            columns=(*PROFILE_COLUMNS, *RATIO_COLUMNS),
             html_path=folder / REPORT_HTML,
             json_path=folder / REPORT_JSON,
+            threshold=policy.column_distance,
         )
-        counters = per_counter_drift(current=current, reference=reference)
+        city = network(
+            believable_days(health),
+            days_between(health["service_date"].min(), last),  # type: ignore[arg-type]
+            warehouse.read(
+                RAW_WEATHER, last=last, columns=("ts_utc", "kind", "temperature_c", "rain_mm"), order=False
+            ).filter(kind="observed"),
+        )
+        shift = network_drift(city, last, policy)
+        counters = counter_drift(health, last, policy)
+        skill = skill_change(day_errors(held_out), day_errors(lately))
+        told = alarms(shift, counters, health, last, skill=skill if skill_fell(skill, policy) else None)
+        write_atomically(
+            folder / REPORT_JSON, findings_json(summary, shift, skill, skill_fell(skill, policy), told)
+        )
         url = registry.log_report("drift report", issue_date, [folder / REPORT_HTML, folder / REPORT_JSON])
         return dg.MaterializeResult(
             metadata={
                 "report": dg.MetadataValue.url(url),
                 "report_html": dg.MetadataValue.path(folder / REPORT_HTML),
                 "report_json": dg.MetadataValue.path(folder / REPORT_JSON),
+                "alarms": sample_table(pl.DataFrame([asdict(alarm) for alarm in told]), 50)
+                if told
+                else "none",
+                "network": dg.MetadataValue.md(plots.network_level(city, last)),
+                "skill": skill_text(skill),
                 "drift_share": summary.share if summary.share is not None else "nothing testable",
                 "drifted": ", ".join(summary.drifted) or "none",
                 "drifted_columns": dg.MetadataValue.md(plots.drifted_columns(summary)),
                 "reference": f"{kind}: {reference['service_date'].min()!s} to {reference['service_date'].max()!s}",
                 "dagster/row_count": summary.n_current,
-                "unhealthy_counter_days": current.select("counter_id", "service_date")
-                .unique()
-                .join(
-                    health.filter(pl.col("state").is_in(UNHEALTHY)),
-                    on=["counter_id", "service_date"],
-                    how="semi",
-                )
-                .height,
                 "counters": sample_table(counters),
-                "drifted_counters": int(counters.get_column("drifted").fill_null(False).sum()),
+                "drifted_counters": int(counters.get_column("drifted").sum()),
             }
         )
 
@@ -129,6 +171,7 @@ def build_retraining_decision(
             share,
             n_truth_rows=truth.rows,
             n_truth_days=truth.days,
+            skill_fell=reported_drift(settings, issue_date)["skill"]["fell"],
             days_since_training=trainings[0] if trainings else None,
             trainings_in_period=sum(days < policy.budget_days for days in trainings),
             expected_gain=expected_gain(held_out_r2(champion), truth.r2),
@@ -212,6 +255,86 @@ def training_hours(version: ModelVersion | None) -> float | None:
     """Hours that the training of a version took; None where it does not say."""
     text = version.tags.get(TRAINING_SECONDS_TAG) if version else None
     return float(text) / 3600 if text else None
+
+
+def champion_errors(
+    warehouse: DuckDBWarehouse, registry: ModelRegistry, issue_date: date, days: int, health: pl.DataFrame
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The champion's day-ahead forecasts with their truth: of the days before an issue date, and of its held-out days.
+
+    Counters that were not alive are left out of both, and days on which nothing is known. Columns: `service_date`,
+    `counter_id`, `forecast`, `mean4`, `hourly_count`; no rows where there is no champion.
+    """
+    columns = ("service_date", "counter_id", "target_ts", "horizon", "forecast", "mean4")
+    champion = registry.by_alias(CHAMPION)
+    first = issue_date - timedelta(days=days)
+    issued = warehouse.read(PREDICTIONS, first, issue_date - timedelta(days=1), columns=(*columns, "run_id"))
+    counts = warehouse.read(
+        CLEANED_COUNTS,
+        first,
+        issue_date - timedelta(days=1),
+        columns=("counter_id", "ts_utc", "hourly_count"),
+    )
+    run = champion.run_id if champion else None
+    lately = join_truth(
+        issued.filter((pl.col("run_id") == run) & (pl.col("horizon") == 1)).drop("run_id"), counts
+    )
+    held_out = registry.load_holdout(champion).filter(horizon=1) if champion else lately.head(0)
+    wanted = ("service_date", "counter_id", "forecast", "mean4", "hourly_count")
+    healthy = [
+        without(each, health, UNHEALTHY).drop_nulls("mean4").select(wanted) for each in (lately, held_out)
+    ]
+    return healthy[0], healthy[1].cast(healthy[0].schema)  # type: ignore[arg-type]
+
+
+def day_errors(scored: pl.DataFrame) -> pl.DataFrame:
+    """Errors of `champion_errors` by day, as `skill_change` takes them."""
+    return (
+        scored.group_by("service_date")
+        .agg(
+            squared_error=((pl.col("forecast") - pl.col("hourly_count")) ** 2).sum(),
+            baseline_squared_error=((pl.col("mean4") - pl.col("hourly_count")) ** 2).sum(),
+        )
+        .sort("service_date")
+    )
+
+
+def with_ratios(profile: pl.DataFrame, scored: pl.DataFrame) -> pl.DataFrame:
+    """Rows of a daily profile, and below them a counter's and day's forecast and count over the mean of four weeks.
+
+    Both ratios are free of the season, so that what was forecast and counted lately can be held against the days that
+    the champion's training left out.
+    """
+    usual = pl.col("mean4").sum()
+    ratios = scored.group_by("service_date", "counter_id").agg(
+        forecast_to_usual=pl.when(usual > 0).then(pl.col("forecast").sum() / usual),
+        count_to_usual=pl.when(usual > 0).then(pl.col("hourly_count").sum() / usual),
+    )
+    return pl.concat([profile, ratios.sort("service_date", "counter_id")], how="diagonal_relaxed")
+
+
+def skill_text(skill: SkillChange) -> str:
+    """A change of skill in words."""
+    if skill.lately is None or skill.held_out is None:
+        return f"not known: {skill.days} days of truth of this champion, {MIN_DAYS} are needed"
+    return f"{skill.lately:.1%} on {skill.days} days, {skill.held_out:.1%} when it was trained (p {skill.p_value:.3f})"
+
+
+def findings_json(
+    summary: DriftSummary, shift: Shift | None, skill: SkillChange, fell: bool, told: Sequence[Alarm]
+) -> str:
+    """Everything a drift report found, as one JSON object; `share` and `drifted` are those of the columns."""
+    return json.dumps(
+        {
+            **json.loads(summary_json(summary)),
+            "network": asdict(shift) if shift else None,
+            "skill": {**asdict(skill), "fell": fell},
+            "alarms": [asdict(alarm) for alarm in told],
+        },
+        ensure_ascii=False,
+        allow_nan=False,
+        default=str,
+    )
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,20 @@ materialisation.
 
 import base64
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, is_dataclass
+from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import polars as pl
 
 from bike_assets.core.calendar import LOCAL_TZ
 from bike_assets.core.drift import DriftSummary
 from bike_assets.core.experiment import Look
+from bike_assets.core.network import Network, expected_level
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,6 +30,8 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 40_000
 MAX_BARS = 20
+
+_LEFT_OUT: ContextVar[bool] = ContextVar("pictures left out", default=False)
 
 _TRUTH, _FORECAST, _BASELINE, _ALARM = "#333333", "#1f77b4", "#999999", "#c0392b"
 
@@ -134,6 +141,25 @@ def drifted_columns(summary: DriftSummary) -> str:
     axes.axvline(summary.threshold, color=_TRUTH, lw=1, ls="--", label=f"threshold {summary.threshold:g}")
     axes.legend(loc="lower right", frameon=False)
     return _markdown(figure, "Drift score by column")
+
+
+def network_level(city: Network, last: date, weeks: int = 12) -> str:
+    """The network's level of the last weeks, and what the time before them leads to expect of each day."""
+    first = max(last - timedelta(days=7 * weeks - 1), city.days[0])
+    at = city.days.index(first)
+    days: Any = list(
+        city.days[at : city.days.index(last) + 1]
+    )  # matplotlib takes dates, its types do not say so
+    figure, axes = new_figure()
+    percent = [100.0 * value for value in np.exp(city.level[at : at + len(days)]).tolist()]
+    expected = [100.0 * value for value in np.exp(expected_level(city, first, last)).tolist()]
+    axes.plot(days, percent, color=_TRUTH, label="counted")
+    axes.plot(days, expected, color=_FORECAST, ls="--", label=f"expected, as learned before {first}")
+    axes.set_ylabel("level (% of the usual day)")
+    axes.set_title("The network, day by day")
+    axes.legend(frameon=False)
+    _dates(axes)
+    return _markdown(figure, "Level of the network and its expectation")
 
 
 def daily_counts(frame: pl.DataFrame) -> str:
@@ -359,7 +385,19 @@ def _mapping(values: Any) -> Mapping[str, Any]:
     return dict(values)
 
 
+@contextmanager
+def left_out() -> Iterator[None]:
+    """Within it no picture is drawn: for replays, which make thousands that nobody looks at."""
+    token = _LEFT_OUT.set(True)
+    try:
+        yield
+    finally:
+        _LEFT_OUT.reset(token)
+
+
 def _markdown(figure: "Figure", alternative: str) -> str:
+    if _LEFT_OUT.get():
+        return f"{alternative}: left out in a replay"
     return f"![{alternative}](data:image/png;base64,{base64.b64encode(png(figure)).decode('ascii')})"
 
 

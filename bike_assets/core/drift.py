@@ -1,8 +1,9 @@
-"""Drift, adjusted for the season: what to compare with, what may be tested, and which counter left its city.
+"""Drift, adjusted for the season: what to compare with, what may be tested, which counter left its city, and whether
+the city left its year.
 
-Belongs here: pure choices and measures. Does not belong here: Evidently
-(bike_assets.assets.evidently_report), thresholds for retraining (retraining.py), data-quality rules
-(bike_assets.checks).
+Belongs here: pure choices and measures, and the thresholds of drift. Does not belong here: the network's expectation
+(`network`), the skill of a model (`skill`), Evidently (`bike_assets.assets.evidently_report`), thresholds for
+retraining (`retraining`), data-quality rules (`bike_assets.checks`).
 
 Why adjusted: against the months before, or the four weeks before, a default drift report calls the dataset
 drifted in almost every week of an ordinary year, because bicycles have seasons. The same weekdays of the
@@ -12,12 +13,15 @@ same weeks a year earlier have them too.
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
-from math import isfinite
+from math import isfinite, log
 from typing import Literal
 
 import polars as pl
 
-from bike_assets.core.errors import ContractError
+from bike_assets.core.errors import ContractError, PermanentError
+from bike_assets.core.health import UNHEALTHY, State
+from bike_assets.core.network import Network, Shift, slow_shift, sudden_shifts
+from bike_assets.core.skill import SkillChange
 
 YEAR_DAYS = 364
 """52 weeks: the same weekday of the same week a year earlier."""
@@ -29,20 +33,8 @@ Measured on Paris, March 2023 to February 2024, four-week windows against their 
 0.1 a share of 30 % and more drifts in 84 % of the windows, with 0.25 in 20 % (50 % and more: 61 % and 4 %).
 """
 
-COUNTER_Z_THRESHOLD = 6.0
-"""Robust z from which a counter counts as drifted.
-
-Measured on the same year: 2.8 % of counter-weeks, half of them at counters with an outage. A counter that
-counts nothing for a week is found always, one at 30 % in 98 % of trials, at half in 77 %, at double in 81 %.
-"""
-
-MIN_MATCHED_HOURS = 24
-"""Fewer matched hours than a day say nothing about a counter's level."""
-
-_MIN_SCALE = 0.04  # in a city where all counters agree, 4 % of natural spread keeps small moves quiet
-
-_REFERENCE_FLAGS = ("is_outage", "is_spike", "is_merged_hour")
-_CURRENT_FLAGS = ("is_spike", "is_merged_hour")  # a current outage is what the test is for
+_WINDOWS, _PERSISTENT = 3, 2
+_WEEK_DAYS = 7
 
 _NEVER_TESTED = frozenset((
     "service_date", "counter_id", "counter_name", "site_id", "site_name", "target_ts", "ts_utc",
@@ -64,6 +56,42 @@ _CALENDAR_PHRASES = (
     "days_since_",
     "week_of_year",
 )
+
+
+@dataclass(frozen=True)
+class DriftPolicy:
+    """What counts as drift. Measured by `benchmarks/drift_alarms.py`.
+
+    A column drifts from the distance `column_distance` on. The network has shifted where its level is off by the share
+    `network_change` and by `sudden_z` standard deviations (a step in the last two weeks), or `slow_z` (four weeks
+    against the time before the last eight). A counter drifts where its seven days, its own profile and the city taken
+    off, fell by `counter_fall` or rose by `counter_rise`, at a false discovery rate of `counter_false_rate` over all
+    counters, in two of three windows. The champion has lost skill where it fell by `skill_drop` since its held-out
+    days at the level `skill_p`.
+    """
+
+    column_distance: float = DRIFT_THRESHOLD
+    network_change: float = 0.18
+    sudden_z: float = 4.2
+    slow_z: float = 3.0
+    counter_fall: float = 0.20
+    counter_rise: float = 0.30
+    counter_false_rate: float = 0.05
+    skill_drop: float = 0.15
+    skill_p: float = 0.01
+
+    def __post_init__(self) -> None:
+        shares = {
+            name: getattr(self, name)
+            for name in ("network_change", "counter_fall", "counter_false_rate", "skill_drop", "skill_p")
+        }
+        if odd := [f"{name} {value}" for name, value in shares.items() if not 0 < value < 1]:
+            raise PermanentError(f"drift policy: {', '.join(odd)} must lie between 0 and 1")
+        if min(self.column_distance, self.sudden_z, self.slow_z, self.counter_rise) <= 0:
+            raise PermanentError(
+                "drift policy: column_distance, sudden_z, slow_z and counter_rise must be above 0"
+            )
+
 
 ReferenceKind = Literal["year_earlier", "preceding", "none"]
 
@@ -198,93 +226,148 @@ def reference_days(
     return Reference("preceding", tuple(sorted(chosen)))
 
 
-def per_counter_drift(
-    *, current: pl.DataFrame, reference: pl.DataFrame, threshold: float = COUNTER_Z_THRESHOLD
-) -> pl.DataFrame:
-    """Which counters moved apart from their city.
+def counter_drift(health: pl.DataFrame, last: date, policy: DriftPolicy) -> pl.DataFrame:
+    """Which counters moved apart from their own past and their city, by the last day.
 
-    Each counter's current hours are set against its own reference profile (mean of the same weekday and
-    local hour), giving its change of level; the city's common move (the median change) is taken off in
-    logarithms; what is left is measured in robust standard deviations, 1.4826 · MAD (Rousseeuw & Croux
-    1993), over all counters.
+    The level of seven days relative to the counter's own profile, the city's move taken off, and its deviation in
+    robust standard deviations are those of `counter_health`. Each of three windows is tested on all counters at
+    once, with Student's t of four degrees, whose tails are those of healthy counters, and the false discovery rate held
+    (Benjamini and Hochberg 1995); a counter drifts that is found in two of the three.
 
     Args:
-        current: rows of the current window: `counter_id`, `service_date`, `local_hour`, `hourly_count`, and
-            the quality flags where known. Spikes and merged hours are left out.
-        reference: the same columns of the reference days. Outages, too, are left out.
-        threshold: absolute robust z from which a counter drifts.
+        health: rows of COUNTER_HEALTH.
+        last: last day of the newest window; the others end two and four days earlier.
+        policy: bounds.
 
     Returns:
-        One row a counter, worst first: `counter_id`, `status` (`tested`, `no_current`, `no_reference`,
-        `too_few_hours`), `n_current` and `n_reference` (hours with counts), `change` (current over
-        reference level: 0.5 where half as many are counted), `city_change` (median of all counters), `z`,
-        `drifted`. `change` and `z` are null where not tested.
-
-    Raises:
-        ContractError: a column is missing.
+        One row a counter that is known on `last`, worst first: `counter_id`, `state`, `change` (0.5 where half as many
+        are counted), `deviation`, `p_value`, `windows` (0 to 3 in which it was found) and `drifted`.
     """
-    now = _counted(current, "current", _CURRENT_FLAGS)
-    before = _counted(reference, "reference", _REFERENCE_FLAGS)
-    slot = ["counter_id", "weekday", "local_hour"]
-    profile = before.group_by(slot).agg(expected=pl.col("hourly_count").mean())
-    levels = (
-        now.join(profile, on=slot)
-        .group_by("counter_id")
-        .agg(matched=pl.len(), actual=pl.col("hourly_count").sum(), expected=pl.col("expected").sum())
+    ends = [last - timedelta(days=2 * window) for window in range(_WINDOWS)]
+    tested = (
+        health.filter(
+            pl.col("service_date").is_in(ends) & pl.col("state").is_in([State.ALIVE, State.DRIFTING])
+        )
+        .drop_nulls(["change", "deviation"])
+        .with_columns(p_value=_t4_two_sided(pl.col("deviation")))
+        .with_columns(
+            rank=pl.col("p_value").rank("max").over("service_date"), tests=pl.len().over("service_date")
+        )
+        .with_columns(
+            limit=pl.when(pl.col("p_value") <= policy.counter_false_rate * pl.col("rank") / pl.col("tests"))
+            .then("p_value")
+            .max()
+            .over("service_date")
+        )
+        .with_columns(
+            found=(pl.col("p_value") <= pl.col("limit"))
+            & ~pl.col("change").is_between(1 - policy.counter_fall, 1 + policy.counter_rise)
+        )
     )
-    counters = (
-        now.group_by("counter_id")
-        .agg(n_current=pl.len())
-        .join(
-            before.group_by("counter_id").agg(n_reference=pl.len()),
-            on="counter_id",
-            how="full",
-            coalesce=True,
+    windows = tested.group_by("counter_id").agg(windows=pl.col("found").sum())
+    newest = tested.filter(service_date=last).select("counter_id", "p_value")
+    return (
+        health.filter(service_date=last)
+        .select("counter_id", "state", "change", "deviation")
+        .join(newest, on="counter_id", how="left")
+        .join(windows, on="counter_id", how="left")
+        .with_columns(pl.col("windows").fill_null(0))
+        .with_columns(drifted=pl.col("windows") >= _PERSISTENT)
+        .sort(
+            "windows",
+            pl.col("deviation").abs(),
+            "counter_id",
+            descending=[True, True, False],
+            nulls_last=True,
         )
-        .join(levels, on="counter_id", how="left")
-        .with_columns(pl.col("n_current", "n_reference", "matched").fill_null(0).cast(pl.Int64))
-        .with_columns(
-            status=pl.when(pl.col("n_current") == 0)
-            .then(pl.lit("no_current"))
-            .when(pl.col("n_reference") == 0)
-            .then(pl.lit("no_reference"))
-            .when(pl.col("matched") < MIN_MATCHED_HOURS)
-            .then(pl.lit("too_few_hours"))
-            .otherwise(pl.lit("tested"))
-        )
-        # One bicycle on either side keeps a dead counter finite.
-        .with_columns(
-            log_change=pl.when(pl.col("status") == "tested").then(
-                ((pl.col("actual") + 1) / (pl.col("expected") + 1)).log()
+    )
+
+
+def network_drift(history: Network, last: date, policy: DriftPolicy) -> Shift | None:
+    """The shift of the network's level that is beyond the policy, the strongest; None where there is none."""
+    slow = slow_shift(history, last)
+    limits = {"sudden": policy.sudden_z, "slow": policy.slow_z}
+    least = -log(1 - policy.network_change)
+    shifts = [
+        shift
+        for shift in [*sudden_shifts(history, last), *([slow] if slow else [])]
+        if abs(shift.z) >= limits[shift.kind] and abs(log(shift.change)) >= least
+    ]
+    return max(shifts, key=lambda shift: abs(shift.z) / limits[shift.kind], default=None)
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """Something a person should look at: what it is about (`network`, `counter`, `incident`, `new_counter`, `skill`),
+    which (a counter's id; empty for the city), and why, in words."""
+
+    about: Literal["network", "counter", "incident", "new_counter", "skill"]
+    which: str
+    why: str
+
+
+def skill_fell(skill: SkillChange, policy: DriftPolicy) -> bool:
+    """Whether the champion lost more skill than the policy allows, and not by chance. Unknown is no."""
+    return (
+        skill.fall is not None
+        and skill.p_value is not None
+        and skill.fall >= policy.skill_drop
+        and skill.p_value <= policy.skill_p
+    )
+
+
+def alarms(
+    shift: Shift | None,
+    counters: pl.DataFrame,
+    health: pl.DataFrame,
+    last: date,
+    skill: SkillChange | None = None,
+) -> list[Alarm]:
+    """What drift and counter health of the last week amount to, in words.
+
+    Args:
+        shift: of `network_drift`.
+        counters: of `counter_drift`.
+        health: rows of COUNTER_HEALTH, the last week and as much before it as there is.
+        last: the last day.
+        skill: of the champion, if it fell.
+    """
+    week = last - timedelta(days=_WEEK_DAYS)
+    found = []
+    if shift:
+        found.append(
+            Alarm(
+                "network",
+                "",
+                f"{shift.kind} shift to {shift.change:.0%} of what was expected, {shift.first} to {shift.last}",
             )
         )
-        .with_columns(residual=pl.col("log_change") - pl.col("log_change").median())
-        .with_columns(scale=pl.max_horizontal(1.4826 * pl.col("residual").abs().median(), pl.lit(_MIN_SCALE)))
-        .with_columns(z=pl.col("residual") / pl.col("scale"))
+    if skill is not None:
+        found.append(Alarm("skill", "", f"skill fell from {skill.held_out:.1%} to {skill.lately:.1%}"))
+    for name, change in counters.filter("drifted").select("counter_id", "change").iter_rows():
+        level = f"{change:.0%} of its usual level" if change is not None else "far from its usual level"
+        found.append(Alarm("counter", name, f"{level}, the city taken off"))
+    faulty = (
+        health.filter((pl.col("service_date") > week) & pl.col("state").is_in(UNHEALTHY))
+        .group_by("counter_id", maintain_order=True)
+        .agg(pl.col("state").last(), pl.col("reason").last(), pl.len())
+        .sort("counter_id")
     )
-    return counters.select(
-        "counter_id",
-        "status",
-        "n_current",
-        "n_reference",
-        change=pl.col("log_change").exp(),
-        city_change=pl.col("log_change").median().exp(),
-        z="z",
-        drifted=(pl.col("z").abs() >= threshold).fill_null(False),
-    ).sort(pl.col("z").abs(), "counter_id", descending=[True, False], nulls_last=True)
+    found += [
+        Alarm("incident", name, f"{state} on {days} of the last {_WEEK_DAYS} days: {reason}")
+        for name, state, reason, days in faulty.iter_rows()
+    ]
+    first_seen = health.group_by("counter_id").agg(pl.col("service_date").min()).sort("counter_id")
+    oldest = health["service_date"].min()
+    found += [
+        Alarm("new_counter", name, f"counted for the first time on {day}")
+        for name, day in first_seen.iter_rows()
+        if day > week and day != oldest
+    ]
+    return found
 
 
-def _counted(frame: pl.DataFrame, which: str, flags: tuple[str, ...]) -> pl.DataFrame:
-    needed = ("counter_id", "service_date", "local_hour", "hourly_count")
-    missing = [name for name in needed if name not in frame.columns]
-    if missing:
-        raise ContractError(f"drift: column {', '.join(missing)} is missing from the {which} counts")
-    known = [pl.col(flag).fill_null(False) for flag in flags if flag in frame.columns]
-    if known:
-        frame = frame.filter(~pl.any_horizontal(known))
-    return frame.drop_nulls("hourly_count").select(
-        "counter_id",
-        "local_hour",
-        weekday=pl.col("service_date").dt.weekday(),
-        hourly_count=pl.col("hourly_count").cast(pl.Float64),
-    )
+def _t4_two_sided(value: pl.Expr) -> pl.Expr:
+    """P(|T| ≥ |value|) of Student's t with four degrees of freedom, in closed form."""
+    share = value.abs() / (value**2 + 4).sqrt()
+    return (1 - 1.5 * share + 0.5 * share**3).clip(0.0, 1.0)

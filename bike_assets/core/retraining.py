@@ -97,6 +97,7 @@ def decide_retraining(
     trainings_in_period: int = 0,
     expected_gain: float | None = None,
     training_hours: float | None = None,
+    skill_fell: bool = False,
     force: bool = False,
     policy: RetrainingPolicy | None = None,
 ) -> RetrainingDecision:
@@ -105,6 +106,7 @@ def decide_retraining(
     | R² | drift share | answer |
     |---|---|---|
     | < 0.65 | any, even unknown | retrain (reactive) |
+    | any, skill fell | any, even unknown | retrain (reactive) |
     | 0.65 to < 0.70 | ≥ 50 % | retrain (proactive) |
     | 0.65 to < 0.70 | 30 % to < 50 % | wait |
     | ≥ 0.70 | ≥ 30 % | wait |
@@ -124,6 +126,7 @@ def decide_retraining(
         trainings_in_period: trainings already started in the budget period.
         expected_gain: R² that a training is expected to win back, see `expected_gain`; None where not known.
         training_hours: hours that the last training took; None where not known.
+        skill_fell: the champion lost skill against its own held-out days (`core.drift.skill_fell`).
         force: retrain whatever the numbers say.
         policy: bounds; defaults where None.
 
@@ -137,7 +140,7 @@ def decide_retraining(
             raise ContractError(
                 f"retraining: {name} is {value}; give a finite number, or None where not known"
             )
-    decision, reason = _matrix(r2, drift_share, n_truth_rows, n_truth_days, policy)
+    decision, reason = _matrix(r2, drift_share, n_truth_rows, n_truth_days, skill_fell, policy)
     reasons = [reason]
     if force:
         decision = "retrain_forced"
@@ -188,7 +191,12 @@ def expected_gain(held_out_r2: float | None, realised_r2: float | None) -> float
 
 
 def _matrix(
-    r2: float | None, drift_share: float | None, rows: int, days: int, policy: RetrainingPolicy
+    r2: float | None,
+    drift_share: float | None,
+    rows: int,
+    days: int,
+    skill_fell: bool,
+    policy: RetrainingPolicy,
 ) -> tuple[Decision, str]:
     if r2 is None or rows < policy.min_truth_rows or days < policy.min_truth_days:
         return "cannot_judge", (
@@ -197,6 +205,8 @@ def _matrix(
         )
     if r2 < policy.r2_critical:
         return "retrain_reactive", f"R² {r2:.3f} is below {policy.r2_critical:.2f}"
+    if skill_fell:
+        return "retrain_reactive", f"R² {r2:.3f}, but the skill it was trained with is lost"
     if drift_share is None:
         return "cannot_judge", f"R² {r2:.3f} alone does not decide and the drift share is not known"
     state = f"R² {r2:.3f}, drift share {drift_share:.0%}"

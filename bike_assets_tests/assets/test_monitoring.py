@@ -122,10 +122,10 @@ def settings(tmp_path: Path) -> Settings:
     return Settings(home=tmp_path / "home")
 
 
-def write_report(settings: Settings, day: date, share: float | None) -> None:
+def write_report(settings: Settings, day: date, share: float | None, fell: bool = False) -> None:
     folder = report_folder(settings, day)
     folder.mkdir(parents=True)
-    (folder / REPORT_JSON).write_text(json.dumps({"share": share, "drifted": []}))
+    (folder / REPORT_JSON).write_text(json.dumps({"share": share, "drifted": [], "skill": {"fell": fell}}))
 
 
 def test_a_missing_report_is_no_absence_of_drift(settings: Settings) -> None:
@@ -287,6 +287,15 @@ def test_a_decision_is_one_audit_row_however_often_it_is_taken(
     assert once["retrain"].item() is retrain
     assert metadata["retrain"] is retrain, "the sensor reads this"
     assert metadata["decision"] == once["decision"].item()
+
+
+def test_lost_skill_alone_asks_for_a_training(
+    settings: Settings, warehouse: DuckDBWarehouse, instance: dg.DagsterInstance
+) -> None:
+    accuracy_table(warehouse, scored_hours().with_columns(forecast=pl.col("truth")))
+    write_report(settings, ISSUE, 0.0, fell=True)
+
+    assert decide(settings, warehouse, instance)["decision"] == "retrain_reactive"
 
 
 def test_no_decision_without_a_report(

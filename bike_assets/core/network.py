@@ -1,0 +1,374 @@
+"""The network's level day by day, what was to be expected of it, and whether it has left that.
+
+Belongs here: one number a day for the whole city and its expectation from calendar, season and weather. Does not
+belong here: single counters (`health`), columns and reports (`drift`).
+
+The level of a day is the median over counters of log(count / the counter's own usual day of that kind), so that no
+counter's outage, opening or loss moves it. It is expected by a linear regression with prior knowledge of cities (a
+Bayesian one, Gelman et al. 2013, ch. 14), because half a year of history cannot tell a summer from a trend: what the
+data do not know stays uncertain, and widens the test instead of raising an alarm. Days after one another resemble each
+other, so errors are AR(1); days far off (strikes, storms) are weighed down (Huber 1964) and do not teach the
+regression.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Final, Literal
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from bike_assets.core.calendar import calendar_table, local_columns
+from bike_assets.core.health import State
+
+HISTORY_DAYS: Final = 400
+"""Days before a window that its expectation is learned from, if there are so many."""
+
+MIN_HISTORY_DAYS: Final = 84
+"""With fewer days nothing is expected."""
+
+RECENT_DAYS: Final = 91
+"""Days before a window whose level may differ from that of the year: a city that has changed for good is not news."""
+
+SCANNED_DAYS: Final = 14
+"""Days in which a step is looked for."""
+
+ENDS: Final = 7
+"""A step is looked for up to each of this many last days: what was over by the weekend is found on Monday too."""
+
+SHORTEST_SHIFT: Final = 3
+"""Days that a step lasts at least: a day of snow is none."""
+
+SLOW_DAYS: Final = 28
+"""Days of a slow shift, and days before them that are not learned from."""
+
+_MIN_COUNTERS: Final = 3
+_MIN_KNOWN_HOURS: Final = 20
+_DAYTIME: Final = (7, 20)
+_HUBER: Final = 1.5
+_ROUNDS: Final = 4
+_SPREAD_PRIOR: Final = (
+    0.13,
+    20.0,
+)  # a day's error in a city whose weather is known, and the days that is worth
+_MEMORY_PRIOR: Final = (0.5, 20.0)
+
+_FEASTS: Final = ((12, 24), (12, 25), (12, 26), (12, 31), (1, 1))
+
+Floats = NDArray[np.float64]
+
+_PRIORS: Final[dict[str, tuple[float, float]]] = {
+    # effect on the logarithm of the level: prior mean and standard deviation
+    "level": (0.0, 1.0),
+    "recent": (0.0, 0.10),
+    "trend": (0.03, 0.08),
+    "season_cos": (-0.18, 0.08),
+    "season_sin": (0.0, 0.08),
+    "season_cos2": (0.0, 0.05),
+    "season_sin2": (0.0, 0.05),
+    "tuesday": (0.0, 0.2),
+    "wednesday": (0.0, 0.2),
+    "thursday": (0.0, 0.2),
+    "friday": (0.0, 0.2),
+    "saturday": (0.0, 0.4),
+    "sunday": (0.0, 0.4),
+    "public_holiday": (-0.4, 0.3),
+    "bridge": (-0.15, 0.15),
+    "school_holiday": (-0.1, 0.1),
+    "august": (-0.30, 0.15),
+    "september": (0.10, 0.08),
+    "christmas": (-0.45, 0.25),
+    "feast": (-0.5, 0.3),
+    "warmth": (0.02, 0.015),
+    "rain": (-0.10, 0.06),
+}
+
+
+@dataclass(frozen=True)
+class Network:
+    """The network's level on consecutive days; NaN where fewer than three counters tell of it.
+
+    `inputs` is [day, effect] in the order of `_PRIORS`; its columns of weather are 0 where nothing is known.
+    """
+
+    days: tuple[date, ...]
+    level: Floats
+    inputs: Floats
+
+
+@dataclass(frozen=True)
+class Shift:
+    """How far the level was from what was expected, over the days from `first` to `last`.
+
+    `change` is the ratio to what was expected (0.6: two fifths fewer), `z` its logarithm in standard deviations of
+    what chance and ignorance explain. `kind` is `sudden` (a step on the first day) or `slow` (weeks that moved away).
+    """
+
+    kind: Literal["sudden", "slow"]
+    first: date
+    last: date
+    change: float
+    z: float
+
+
+def network(daily: pl.DataFrame, days: Sequence[date], weather: pl.DataFrame | None = None) -> Network:
+    """The level of the days, and what is known of them.
+
+    Args:
+        daily: `counter_id`, `service_date`, `daily_count` of counters on days they were to be believed.
+        days: consecutive local days.
+        weather: observed hours: `ts_utc`, `temperature_c`, `rain_mm`; None where unknown.
+    """
+    return Network(tuple(days), network_level(daily, days), _inputs(days, weather))
+
+
+def believable_days(health: pl.DataFrame) -> pl.DataFrame:
+    """The counters and days of COUNTER_HEALTH that tell of the network: alive or drifting, counted all but whole."""
+    return health.filter(
+        pl.col("state").is_in([State.ALIVE, State.DRIFTING]) & (pl.col("known_hours") >= _MIN_KNOWN_HOURS)
+    )
+
+
+def network_level(daily: pl.DataFrame, days: Sequence[date]) -> Floats:
+    """The level of each day: rows and counters polished by medians in turn (Tukey 1977), so that it does not matter
+    which counters were there.
+
+    Args:
+        daily: `counter_id`, `service_date`, `daily_count`.
+        days: consecutive local days; rows of others are left out.
+
+    Returns:
+        [day], logarithmic, around 0; NaN where fewer than three counters tell of the day.
+    """
+    rows = daily.drop_nulls("daily_count").filter(pl.col("service_date").is_between(days[0], days[-1]))
+    names = rows["counter_id"].unique().sort()
+    if not names.len():
+        return np.full(len(days), np.nan)
+    counter = rows["counter_id"].cast(pl.Enum(names)).to_physical().to_numpy()
+    day = (rows["service_date"] - days[0]).dt.total_days().to_numpy()
+    logs = np.full((names.len(), len(days)), np.nan)
+    logs[counter, day] = np.log(rows["daily_count"].to_numpy().astype(np.float64) + 2.0)
+    kind = np.array([max(each.weekday() - 4, 0) for each in days])  # working day, Saturday, Sunday
+    level = np.zeros(len(days))
+    for _ in range(3):
+        usual = np.full(logs.shape, np.nan)
+        for each in range(3):
+            there = kind == each
+            usual[:, there] = _median(logs[:, there] - level[there], axis=1)[:, None]
+        level = np.nan_to_num(_median(logs - usual, axis=0))
+    few = (~np.isnan(logs)).sum(axis=0) < _MIN_COUNTERS
+    return np.where(few, np.nan, level)
+
+
+def sudden_shifts(history: Network, last: date) -> list[Shift]:
+    """Steps of the level in the last two weeks: from any day to any of the last seven, three days long at least.
+
+    The generalised likelihood ratio of a step in AR(1) noise (Willsky and Jones 1976): a jump against the day before
+    says more than a level against the year. Nothing is learned from the two weeks.
+
+    Args:
+        history: the network up to `last` at least.
+        last: the newest day to look at.
+    """
+    after = history.days.index(last) + 1
+    start = after - SCANNED_DAYS
+    learned = _learned_before(history, start - 1)
+    if learned is None:
+        return []
+    inputs = _as_recent(history.inputs[start - 1 : after])
+    gap = history.level[start - 1 : after] - inputs @ learned.mean
+    noise = learned.spread * np.sqrt(1 - learned.memory**2)
+    steps, step_inputs = _steps(gap, learned.memory), _steps(inputs, learned.memory)
+    shifts = []
+    for first in range(1, SCANNED_DAYS + 1 - SHORTEST_SHIFT + 1):
+        for end in range(max(first + SHORTEST_SHIFT - 1, SCANNED_DAYS + 1 - ENDS), SCANNED_DAYS + 1):
+            signal = np.full(end - first + 1, 1 - learned.memory) / noise
+            signal[0] = 1 / noise
+            within = slice(first - 1, end)
+            evidence = float(signal @ steps[within]) / noise
+            if not np.isfinite(evidence):
+                continue
+            doubt = signal @ step_inputs[within] / noise
+            z = evidence / float(np.sqrt(signal @ signal + doubt @ learned.covariance @ doubt))
+            days = history.days[start - 1 + first], history.days[start - 1 + end]
+            shifts.append(Shift("sudden", *days, float(np.exp(gap[first : end + 1].mean())), z))
+    return shifts
+
+
+def slow_shift(history: Network, last: date) -> Shift | None:
+    """How far the last four weeks are from what the time up to eight weeks before `last` leads to expect.
+
+    None where there is too little history or hardly anything was counted.
+
+    Args:
+        history: the network up to `last` at least.
+        last: last day of the four weeks.
+    """
+    after = history.days.index(last) + 1
+    first = after - SLOW_DAYS
+    learned = _learned_before(history, first - SLOW_DAYS)
+    level = history.level[max(first, 0) : after]
+    known = ~np.isnan(level)
+    if learned is None or known.sum() < SLOW_DAYS // 2:
+        return None
+    inputs = history.inputs[first:after][known]
+    gap = float(np.mean(level[known] - inputs @ learned.mean))
+    apart = np.abs(np.subtract.outer(np.flatnonzero(known), np.flatnonzero(known)))
+    chance = learned.spread**2 * float(np.mean(learned.memory**apart))
+    center = inputs.mean(axis=0)
+    z = gap / float(np.sqrt(chance + center @ learned.covariance @ center))
+    return Shift("slow", history.days[first], last, float(np.exp(gap)), z)
+
+
+def expected_level(history: Network, first: date, last: date) -> Floats:
+    """[day] what the days before `first` lead to expect of the days from first to last; NaN with too little history."""
+    start, after = history.days.index(first), history.days.index(last) + 1
+    learned = _learned_before(history, start)
+    if learned is None:
+        return np.full(after - start, np.nan)
+    return np.asarray(_as_recent(history.inputs[start:after]) @ learned.mean)
+
+
+def _learned_before(history: Network, start: int) -> "_Learned | None":
+    past = slice(max(0, start - HISTORY_DAYS), max(0, start))
+    inputs = history.inputs[past].copy()
+    inputs[-RECENT_DAYS:, _RECENT] = 1.0
+    return _learn(history.level[past], inputs)
+
+
+def _as_recent(inputs: Floats) -> Floats:
+    marked = inputs.copy()
+    marked[:, _RECENT] = 1.0
+    return marked
+
+
+def _steps(values: Floats, memory: float) -> Floats:
+    """Each day less what the day before says of it."""
+    return np.asarray(values[1:] - memory * values[:-1])
+
+
+@dataclass(frozen=True)
+class _Learned:
+    """Posterior of the effects, and the AR(1) errors of a day around them."""
+
+    mean: Floats
+    covariance: Floats
+    spread: float
+    memory: float
+
+
+_NAMES: Final = tuple(_PRIORS)
+_RECENT: Final = _NAMES.index("recent")
+
+
+def _learn(level: Floats, inputs: Floats) -> _Learned | None:
+    known = ~np.isnan(level)
+    if known.sum() < MIN_HISTORY_DAYS:
+        return None
+    prior_mean, prior_spread = np.array(list(_PRIORS.values())).T
+    precision = np.diag(prior_spread**-2.0)
+    spread, memory = _SPREAD_PRIOR[0], _MEMORY_PRIOR[0]
+    weight = np.where(known, 1.0, 0.0)
+    filled = np.where(known, level, 0.0)
+    for _ in range(_ROUNDS):
+        # Whitened rows: each day less what the day before says of it.
+        steps_x, steps_y = _steps(inputs, memory), _steps(filled, memory)
+        both = weight[1:] * weight[:-1]
+        noise = spread**2 * (1 - memory**2)
+        scaled = steps_x * both[:, None]
+        gram = scaled.T @ steps_x / noise + precision
+        mean = np.linalg.solve(gram, scaled.T @ steps_y / noise + precision @ prior_mean)
+        residual = filled - inputs @ mean
+        worth, own = _SPREAD_PRIOR[1], weight > 0
+        spread = float(
+            np.sqrt((worth * _SPREAD_PRIOR[0] ** 2 + np.sum(weight * residual**2)) / (worth + weight.sum()))
+        )
+        pairs = weight[1:] * weight[:-1]
+        memory = float(
+            np.clip(
+                (
+                    _MEMORY_PRIOR[1] * _MEMORY_PRIOR[0] * spread**2
+                    + np.sum(pairs * residual[1:] * residual[:-1])
+                )
+                / (_MEMORY_PRIOR[1] * spread**2 + np.sum(pairs * residual[:-1] ** 2)),
+                0.0,
+                0.9,
+            )
+        )
+        far = np.abs(residual) / (_HUBER * spread)
+        weight = np.where(own, 1.0 / np.maximum(far, 1.0), 0.0)
+    return _Learned(mean, np.linalg.inv(gram), spread, memory)
+
+
+def _inputs(days: Sequence[date], weather: pl.DataFrame | None) -> Floats:
+    """[day, effect], the columns of `_PRIORS`."""
+    calendar = calendar_table(days)
+    weekday = calendar["weekday"].to_numpy()
+    number = np.array([day.toordinal() for day in days], dtype=np.float64)
+    angle = 2 * np.pi * (np.array([day.timetuple().tm_yday for day in days]) - 20) / 365.25
+    working = weekday < 5
+    public = calendar["is_public_holiday"].to_numpy()
+    columns: dict[str, Floats | NDArray[np.bool_]] = {
+        "level": np.ones(len(days)),
+        "recent": np.zeros(len(days)),
+        "trend": (number - number[-1]) / 365.25,
+        "season_cos": np.cos(angle),
+        "season_sin": np.sin(angle),
+        "season_cos2": np.cos(2 * angle),
+        "season_sin2": np.sin(2 * angle),
+        **{
+            name: weekday == each
+            for each, name in enumerate(
+                ("tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"), 1
+            )
+        },
+        "public_holiday": public & working,
+        "bridge": calendar["is_bridge_day"].to_numpy(),
+        "school_holiday": calendar["is_school_holiday"].to_numpy() & working & ~public,
+        "august": np.array([_august(day) for day in days]),
+        "september": np.array([day.month == 9 for day in days]),
+        "christmas": np.array(
+            [(day.month, day.day) >= (12, 23) or (day.month, day.day) <= (1, 2) for day in days]
+        ),
+        "feast": np.array([(day.month, day.day) in _FEASTS for day in days]),
+        **_weather_effects(days, angle, weather),
+    }
+    return np.column_stack([np.asarray(columns[name], dtype=np.float64) for name in _NAMES])
+
+
+def _august(day: date) -> float:
+    """1 in the heart of August, less in the weeks in which a city leaves and returns."""
+    offset = (day - date(day.year, 8, 1)).days
+    return float(np.clip(min((offset + 17) / 14, (34 - offset) / 14), 0.0, 1.0))
+
+
+def _weather_effects(days: Sequence[date], angle: Floats, weather: pl.DataFrame | None) -> dict[str, Floats]:
+    """Degrees by which the daytime is warmer than the season, and the root of its rain (mm); 0 where unknown."""
+    nothing = np.zeros(len(days))
+    if weather is None or weather.is_empty():
+        return {"warmth": nothing, "rain": nothing.copy()}
+    daily = (
+        local_columns(weather.select("ts_utc", "temperature_c", "rain_mm"))
+        .filter(pl.col("local_hour").is_between(*_DAYTIME))
+        .group_by("service_date")
+        .agg(pl.col("temperature_c").mean(), pl.col("rain_mm").sum())
+    )
+    table = pl.DataFrame({"service_date": list(days)}).join(
+        daily, on="service_date", how="left", maintain_order="left"
+    )
+    warm, rain = (table[name].to_numpy().astype(np.float64) for name in ("temperature_c", "rain_mm"))
+    usual = 14.5 - 8.0 * np.cos(
+        angle
+    )  # the middle of a temperate city's year; the regression's season takes the rest
+    return {"warmth": np.nan_to_num(warm - usual), "rain": np.nan_to_num(np.sqrt(rain))}
+
+
+def _median(values: Floats, axis: int) -> Floats:
+    """`numpy.nanmedian`, but quiet and quick: NaN where nothing is known."""
+    ordered = np.sort(values, axis=axis)
+    known = np.expand_dims((~np.isnan(values)).sum(axis=axis), axis)
+    low = np.take_along_axis(ordered, np.maximum(known - 1, 0) // 2, axis)
+    high = np.take_along_axis(ordered, np.minimum(known // 2, values.shape[axis] - 1), axis)
+    return np.asarray(np.where(known > 0, 0.5 * (low + high), np.nan).squeeze(axis))

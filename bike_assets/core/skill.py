@@ -1,0 +1,76 @@
+"""Has a model lost the skill it had when it was trained? The drift that counts, because people see it.
+
+Belongs here: comparing the skill of two sets of days. Does not belong here: measuring errors (`metrics`), what follows
+(`retraining`).
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+DAY_ERRORS: Final = ("service_date", "squared_error", "baseline_squared_error")
+"""Columns of a model's errors on local days: the day forecast, and the sums of squared errors of the model and of the
+mean of four weeks on the same hours (bicycles²)."""
+
+MIN_DAYS: Final = 14
+"""With fewer days on either side nothing is said."""
+
+_BLOCK_DAYS = 7  # days of a week err together
+_DRAWS = 4000
+
+
+@dataclass(frozen=True)
+class SkillChange:
+    """Skill of a model on its held-out days and lately, each 1 − RMSE / RMSE of the baseline.
+
+    `p_value` is the chance of a fall as large if the skill had not fallen. All are None where either has too few days.
+    """
+
+    held_out: float | None
+    lately: float | None
+    p_value: float | None
+    days: int
+
+    @property
+    def fall(self) -> float | None:
+        """How much skill was lost; below 0 where it grew."""
+        return None if self.held_out is None or self.lately is None else self.held_out - self.lately
+
+
+def skill_change(held_out: pl.DataFrame, lately: pl.DataFrame, *, seed: int = 20_240_101) -> SkillChange:
+    """Compare a model's skill lately with that on the days its training left out.
+
+    The fall is tested against a moving-block bootstrap of whole weeks (Künsch 1989), centred, so that good and bad
+    weeks of either side do not pass for a change.
+
+    Args:
+        held_out: `DAY_ERRORS` of the held-out days.
+        lately: `DAY_ERRORS` of the days whose truth has arrived since.
+        seed: of the bootstrap.
+    """
+    before, now = (
+        frame.sort("service_date").select(DAY_ERRORS[1:]).to_numpy() for frame in (held_out, lately)
+    )
+    days = len(now)
+    if min(len(before), days) < MIN_DAYS or 0 in (before[:, 1].sum(), now[:, 1].sum()):
+        return SkillChange(None, None, None, days)
+    was, has = float(_skill(before.sum(axis=0))), float(_skill(now.sum(axis=0)))
+    draw = np.random.default_rng(seed)
+    change = _skill(_resampled(now, draw)) - _skill(_resampled(before, draw))
+    noise = change - change.mean()
+    return SkillChange(was, has, float(np.mean(noise <= has - was)), days)
+
+
+def _skill(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(1 - np.sqrt(sums[..., 0] / sums[..., 1]))
+
+
+def _resampled(days: NDArray[np.float64], draw: np.random.Generator) -> NDArray[np.float64]:
+    """[draw, error] sums over days drawn in blocks of a week, which may begin on any day and go round at the end."""
+    blocks = -(-len(days) // _BLOCK_DAYS)
+    start = draw.integers(len(days), size=(_DRAWS, blocks, 1))
+    chosen = ((start + np.arange(_BLOCK_DAYS)) % len(days)).reshape(_DRAWS, -1)[:, : len(days)]
+    return np.asarray(days[chosen].sum(axis=1))
