@@ -6,7 +6,7 @@ days (`bike_assets.replay`).
 
 import html
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date, timedelta
 from typing import Any, Final
 
@@ -167,7 +167,7 @@ def _comparison(results: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     def weeks_with(result: Mapping[str, Any], *about: str) -> str:
         return f"{len({alarm['day'] for alarm in result['alarms'] if alarm['about'] in about})}"
 
-    lines = {
+    lines: dict[str, Callable[[Mapping[str, Any]], str]] = {
         "R², day ahead": lambda r: "–" if not r["accuracy"] else f"{r['accuracy']['r2']:.4f}",
         "skill, day ahead": lambda r: "–" if not r["accuracy"] else share(r["accuracy"]["skill"]),
         "reports": lambda r: f"{len(r['drift_share'])}",

@@ -284,7 +284,7 @@ def champion_errors(
     healthy = [
         without(each, health, UNHEALTHY).drop_nulls("mean4").select(wanted) for each in (lately, held_out)
     ]
-    return healthy[0], healthy[1].cast(healthy[0].schema)  # type: ignore[arg-type]
+    return healthy[0], healthy[1].cast(healthy[0].schema)
 
 
 def day_errors(scored: pl.DataFrame) -> pl.DataFrame:

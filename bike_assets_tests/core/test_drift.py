@@ -10,6 +10,7 @@ from bike_assets.core.drift import (
     DriftPolicy,
     alarms,
     counter_drift,
+    per_counter_drift,
     reference_days,
     skill_fell,
     summarise_drift,
@@ -25,6 +26,25 @@ WEEK = [MONDAY + timedelta(days=i) for i in range(7)]
 
 def span(first: date, last: date) -> list[date]:
     return [first + timedelta(days=i) for i in range((last - first).days + 1)]
+
+
+def counts(days: list[date], levels: dict[str, float], seed: int = 1) -> pl.DataFrame:
+    generator = np.random.default_rng(seed)
+    hours = pl.DataFrame({"service_date": days}).join(
+        pl.DataFrame({"local_hour": range(24)}, schema={"local_hour": pl.Int32}), how="cross"
+    )
+    shape = np.tile(1 + np.sin(np.arange(24) / 24 * 2 * np.pi), len(days))
+    return pl.concat(
+        hours.with_columns(
+            counter_id=pl.lit(name),
+            hourly_count=pl.Series(generator.poisson(level * shape), dtype=pl.Int64),
+        )
+        for name, level in levels.items()
+    )
+
+
+CITY = {f"c{i}": 80.0 + 10 * i for i in range(12)}
+BEFORE = span(MONDAY - timedelta(weeks=4), MONDAY - timedelta(days=1))
 
 
 def test_the_reference_is_the_same_weeks_a_year_earlier() -> None:
@@ -178,6 +198,100 @@ def test_lost_skill_needs_size_and_certainty() -> None:
 def test_a_policy_that_makes_no_sense_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(PermanentError, match=next(iter(wrong))):
         DriftPolicy(**wrong)
+
+
+def test_an_ordinary_week_drifts_nowhere() -> None:
+    found = per_counter_drift(current=counts(WEEK, CITY, seed=2), reference=counts(BEFORE, CITY))
+    assert found.height == len(CITY)
+    assert found["drifted"].sum() == 0
+    assert found["status"].unique().to_list() == ["tested"]
+
+
+def test_a_city_that_moves_as_one_drifts_nowhere() -> None:
+    strike = {name: level * 1.8 for name, level in CITY.items()}
+    found = per_counter_drift(current=counts(WEEK, strike, seed=2), reference=counts(BEFORE, CITY))
+    assert found["drifted"].sum() == 0
+    assert found["city_change"][0] == pytest.approx(1.8, rel=0.05)
+
+
+def test_a_counter_that_stays_while_its_city_moves_is_found() -> None:
+    strike = {name: level * 1.8 for name, level in CITY.items()} | {"c3": CITY["c3"]}
+    found = per_counter_drift(current=counts(WEEK, strike, seed=2), reference=counts(BEFORE, CITY))
+    assert found.filter("drifted")["counter_id"].to_list() == ["c3"]
+    assert found["change"][0] == pytest.approx(1, rel=0.05)
+    assert found["z"][0] < 0
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.5, 2.0])
+def test_a_counter_that_leaves_its_city_is_found_and_its_direction_told(factor: float) -> None:
+    # Also what a swap of reference and current would turn round.
+    moved = {**CITY, "c3": CITY["c3"] * factor}
+    found = per_counter_drift(current=counts(WEEK, moved, seed=2), reference=counts(BEFORE, CITY))
+    assert found.filter("drifted")["counter_id"].to_list() == ["c3"]
+    first = found.row(0, named=True)
+    assert first["counter_id"] == "c3"
+    assert first["change"] == pytest.approx(factor, rel=0.05, abs=0.01)
+    assert (first["z"] > 0) is (factor > 1)
+    assert (first["n_current"], first["n_reference"]) == (7 * 24, 28 * 24)
+
+
+def test_reference_and_current_cannot_be_given_by_position() -> None:
+    frame = counts(WEEK, CITY)
+    with pytest.raises(TypeError):
+        per_counter_drift(frame, frame)  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        reference_days(WEEK, WEEK)  # type: ignore[misc]
+
+
+def test_an_outage_hides_in_the_reference_but_shows_in_the_window() -> None:
+    reference = counts(BEFORE, CITY).with_columns(
+        is_outage=(pl.col("counter_id") == "c5") & (pl.col("service_date") >= BEFORE[14])
+    )
+    reference = reference.with_columns(
+        hourly_count=pl.when("is_outage").then(0).otherwise("hourly_count").cast(pl.Int64)
+    )
+    now = counts(WEEK, CITY, seed=2).with_columns(is_outage=pl.lit(False))
+    assert per_counter_drift(current=now, reference=reference)["drifted"].sum() == 0
+    dead = now.with_columns(
+        is_outage=pl.col("counter_id") == "c6",
+        hourly_count=pl.when(pl.col("counter_id") == "c6").then(0).otherwise("hourly_count").cast(pl.Int64),
+    )
+    found = per_counter_drift(current=dead, reference=reference)
+    assert found.filter("drifted")["counter_id"].to_list() == ["c6"]
+
+
+def test_a_spike_is_a_matter_of_quality_and_not_of_drift() -> None:
+    now = counts(WEEK, CITY, seed=2).with_row_index().with_columns(is_spike=pl.col("index") == 30)
+    now = now.with_columns(
+        hourly_count=pl.when("is_spike").then(900_000).otherwise("hourly_count").cast(pl.Int64)
+    )
+    assert per_counter_drift(current=now, reference=counts(BEFORE, CITY))["drifted"].sum() == 0
+
+
+def test_counters_that_came_or_went_are_told_apart_and_not_tested() -> None:
+    now = pl.concat(
+        [
+            counts(WEEK, {**{f"c{i}": 100.0 for i in range(5)}, "new": 100.0}),
+            counts(WEEK[:1], {"short": 100.0}).head(23),
+            counts(WEEK, {"null": 100.0}).with_columns(hourly_count=pl.lit(None, pl.Int64)),
+        ]
+    )
+    reference = counts(BEFORE, {**{f"c{i}": 100.0 for i in range(5)}, "gone": 9.0, "short": 9.0, "null": 9.0})
+    found = per_counter_drift(current=now, reference=reference)
+    status = dict(found.select("counter_id", "status").iter_rows())
+    assert (status["new"], status["gone"]) == ("no_reference", "no_current")
+    assert (status["short"], status["null"]) == ("too_few_hours", "no_current")
+    untested = found.filter(pl.col("status") != "tested")
+    assert untested["drifted"].sum() == 0
+    assert untested["z"].null_count() == untested.height == 4
+
+
+def test_a_missing_column_is_named_with_its_side() -> None:
+    frame = counts(WEEK, CITY)
+    with pytest.raises(ContractError, match="local_hour is missing from the reference"):
+        per_counter_drift(current=frame, reference=frame.drop("local_hour"))
+    with pytest.raises(ContractError, match="hourly_count is missing from the current"):
+        per_counter_drift(current=frame.drop("hourly_count"), reference=frame)
 
 
 def test_identifiers_times_and_calendar_columns_are_never_tested() -> None:
