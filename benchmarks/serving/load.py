@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 from city import MODEL, City
 
 QUIET = {"DO_NOT_TRACK": "true", "MLFLOW_DISABLE_TELEMETRY": "true", "BENTOML_DO_NOT_TRACK": "True"}
@@ -31,13 +32,14 @@ _UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4}
 
 @dataclass(frozen=True)
 class Load:
-    """What wrk measured: requests a second, milliseconds, and requests that failed or were refused."""
+    """What wrk measured: requests a second, milliseconds, failed or refused requests; the server's processor time."""
 
     requests: int
     rate: float
     p50: float
     p99: float
     failed: int
+    processor_ms: float = 0.0
 
 
 def free_port() -> int:
@@ -74,6 +76,15 @@ def server(
             process.wait()
 
 
+def processor_seconds(pid: int) -> float:
+    """What a process and its children have used of the processors."""
+    parent = psutil.Process(pid)
+    return sum(
+        process.cpu_times().user + process.cpu_times().system
+        for process in (parent, *parent.children(recursive=True))
+    )
+
+
 def _answers(url: str) -> bool:
     try:
         return httpx.get(url, timeout=2).status_code < 500
@@ -87,6 +98,7 @@ class Service:
 
     url: str
     headers: dict[str, str]
+    pid: int
 
     def client(self) -> httpx.Client:
         """Asks as a reader."""
@@ -116,8 +128,8 @@ def service(city: City, registry_url: str, state: Path, **settings: str) -> Iter
     }
     command = [sys.executable, "-m", "bike_serving", "--port", str(port), "--log-level", "warning"]
     url = f"http://127.0.0.1:{port}"
-    with server(command, f"{url}/ready", env):
-        yield Service(url, reader(state))
+    with server(command, f"{url}/ready", env) as process:
+        yield Service(url, reader(state), process.pid)
 
 
 def reader(state: Path) -> dict[str, str]:

@@ -5,11 +5,12 @@ own log) and counts (metrics).
 """
 
 import fcntl
-import json
 import logging
 import os
 from pathlib import Path
 from typing import Any, Final
+
+import msgspec
 
 log = logging.getLogger("bike_serving")
 
@@ -40,7 +41,7 @@ class AuditLog:
                 self._look()
             self._until_look -= 1
             if self._file is not None:
-                os.write(self._file, json.dumps(entry, separators=(",", ":")).encode() + b"\n")
+                os.write(self._file, msgspec.json.encode(entry) + b"\n")
                 self._failing = False
         except OSError as error:
             if not self._failing:
