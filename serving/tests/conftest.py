@@ -1,16 +1,19 @@
 """A small city with trained forecasters, a real MLflow server, and real processes of the service."""
 
 import asyncio
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -195,8 +198,8 @@ def _counters() -> pl.DataFrame:
     )
 
 
-def _history() -> pl.DataFrame:
-    days = [LAST_DAY - timedelta(days=back) for back in reversed(range(LOOKBACK_DAYS + ISSUE_DAYS + 2))]
+def _history(last_day: date = LAST_DAY) -> pl.DataFrame:
+    days = [last_day - timedelta(days=back) for back in reversed(range(LOOKBACK_DAYS + ISSUE_DAYS + 2))]
     hours = pl.DataFrame({"ts_utc": [hour for day in days for hour in hours_of_day(day)]}).with_columns(
         pl.col("ts_utc").cast(pl.Datetime("us", "UTC"))
     )
@@ -224,6 +227,24 @@ def city(tmp_path_factory: pytest.TempPathFactory) -> City:
 
     home = tmp_path_factory.mktemp("home")
     return City(history, (fit(10), fit(25)), load_or_create_keys(home / "keys"), home)
+
+
+@pytest.fixture(scope="session")
+def autumn(city: City) -> tuple[pl.DataFrame, Bundle]:
+    """History up to the eve of the autumn clock change, and a bundle with it: its newest day has 25 hours."""
+    history = _history(date(2024, 10, 26))
+    info = BundleInfo(
+        model_name="bike-traffic",
+        model_version="1",
+        run_id="run",
+        git_commit="f" * 40,
+        data_hash="a" * 64,
+        trained_until=LAST_DAY,
+        metrics={},
+        created_at=datetime(2024, 10, 27, 5, tzinfo=UTC),
+    )
+    path = write_bundle(city.home / "bundles", city.forecasters[0], history, info, city.keys.signing_key)
+    return history, city.load(path)
 
 
 @dataclass
@@ -362,9 +383,8 @@ class InProcess:
 
 def _in_process(city: City, state: Path, **settings: Any) -> InProcess:
     keys = {role: create_key(state / "keys.json", role, role, UNLIMITED)[1] for role in Role}
-    app = create_app(
-        Settings(home=city.home, state_dir=state, mlflow_url="http://127.0.0.1:9", **settings),
-    )
+    nowhere = {"mlflow_url": "http://127.0.0.1:9"}
+    app = create_app(Settings(home=city.home, state_dir=state, **{**nowhere, **settings}))
     path = city.write("1")
     app.state.holder.current = Champion(ModelRef("bike-traffic", "1", "run", path.name), city.load(path))
     return InProcess(app, state, keys)
@@ -394,3 +414,38 @@ def api(_registry: Registry, city: City, tmp_path_factory: pytest.TempPathFactor
             yield client
     finally:
         process.kill()
+
+
+DAGSTER_RUN = "0d3b2c1a-1f6e-4c55-9d58-3a8a3f6f0c11"
+
+
+class Dagster(BaseHTTPRequestHandler):
+    """Answers with what the test puts into `answers`, by the field that a query asks for."""
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        field = next(name for name in ("launchRun", "runsOrError", "runOrError") if name in asked["query"])
+        self.server.asked.append((field, asked["variables"]))
+        body = self.server.answers.get(field, b"no JSON")
+        body = body if isinstance(body, bytes) else json.dumps({"data": {field: body}}).encode()
+        self.send_response(self.server.status)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def dagster() -> Iterator[Any]:
+    """A server that answers as Dagster's GraphQL API does; a test may change `answers` and `status`."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Dagster)
+    server.asked, server.status = [], 200
+    server.answers = {
+        "launchRun": {"__typename": "LaunchRunSuccess", "run": {"runId": DAGSTER_RUN}},
+        "runsOrError": {"__typename": "Runs", "results": []},
+    }
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
