@@ -154,7 +154,8 @@ def test_the_query_goes_before_accept_and_other_forms_are_not_read(reader):
     body = {"counter_ids": ["100-E"], "target_hours": [HOUR]}
     answer = reader.post("/v1/predict?format=csv", json=body, headers={"Accept": "application/json"})
     assert answer.headers["content-type"].startswith("text/csv")
-    refused(reader.post("/v1/predict?format=xml", json=body), 406)
+    refused(reader.post("/v1/predict?format=xml", json=body), 422, "format")
+    refused(reader.post("/v1/predict?format=geojson", json=body), 406, "csv")
     refused(
         reader.post("/v1/predict", content=b"<a/>", headers={"Content-Type": "application/xml"}),
         415,

@@ -30,7 +30,7 @@ _COLUMNS = ("counter_id", "counter_name", "site_name", "latitude", "longitude", 
     response_model=CountersResponse,
     responses={
         200: {"content": {MEDIA_TYPES[Form.CSV]: {}, MEDIA_TYPES[Form.GEOJSON]: {}}},
-        **problems(s406="The form asked for is not given", **NOT_LOADED),
+        **problems(s406="The form asked for is not given", s422="That is no form of an answer", **NOT_LOADED),
     },
 )
 async def counters(champion: Current, request: Request, format: FormParameter = None) -> Response:  # noqa: A002, ARG001

@@ -31,6 +31,7 @@ from bike_serving.routes.common import (
     NOT_LOADED,
     Current,
     DateParameter,
+    FormParameter,
     compute,
     json_body,
     json_response,
@@ -95,7 +96,12 @@ _kind = msgspec.json.Decoder(_Kind).decode
         ),
     },
 )
-async def predict(champion: Current, request: Request, issue_date: DateParameter = None) -> Response:
+async def predict(
+    champion: Current,
+    request: Request,
+    issue_date: DateParameter = None,
+    format: FormParameter = None,  # noqa: A002, ARG001
+) -> Response:
     """Forecasts with intervals for each counter at each hour.
 
     A table (CSV, Parquet, Arrow) is answered row by row, and `issue_date` stands in the query. `?format=` or Accept
