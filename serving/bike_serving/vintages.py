@@ -238,7 +238,9 @@ def utc_hours(frame: pl.DataFrame, column: str) -> pl.DataFrame:
             for form in ("%Y-%m-%dT%H:%M:%S%.f%:z", "%Y-%m-%dT%H:%M%:z", "%Y-%m-%dT%H:%M:%S%.f%z")
         ).alias(column)
     )
-    whole = (pl.col(column) == pl.col(column).dt.truncate("1h")).fill_null(False)
+    # Polars knows years that Python's calendar, and so everything after this, does not.
+    known = pl.col(column).dt.year().is_between(1, 9999)
+    whole = (known & (pl.col(column) == pl.col(column).dt.truncate("1h"))).fill_null(False)
     wrong = hours.with_row_index("row").filter(~whole)
     if not wrong.is_empty():
         row = wrong.get_column("row").item(0) + 1
