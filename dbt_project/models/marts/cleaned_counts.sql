@@ -15,28 +15,28 @@ with counts as (
     select * from {{ ref("int_counts_split") }}
 ),
 
-changes as (
+neighbours as (
     select
         *,
-        case
-            when hourly_count = lag(hourly_count) over (partition by counter_id order by ts_utc) then 0
-            else 1
-        end as changed
+        coalesce(hourly_count = lag(hourly_count) over hours, false) as equals_before,
+        coalesce(hourly_count = lead(hourly_count) over hours, false) as equals_after
     from counts
+    window hours as (partition by counter_id order by ts_utc)
 ),
 
+-- Equal counts one after the other share a number: the run they form. Zeros make an outage, others a counter that is
+-- stuck. A count that differs from both its neighbours is in no run, and most do: only the rest is numbered.
 numbered as (
     select
         *,
-        -- Equal counts one after the other share this number: the run they form. Zeros make an outage, others a
-        -- counter that is stuck.
-        sum(changed) over (
+        sum(case when equals_before then 0 else 1 end) over (
             partition by counter_id order by ts_utc rows between unbounded preceding and current row
         ) as run
-    from changes
+    from neighbours
+    where equals_before or equals_after
 ),
 
-runs as (
+run_lengths as (
     select
         *,
         count(*) over (
@@ -45,6 +45,19 @@ runs as (
             range between 2 preceding and current row
         ) as hours_in_run
     from numbered
+),
+
+runs as (
+    select
+        service_date, counter_id, ts_utc, local_hour, hourly_count, published_count, is_merged_hour, revisions,
+        published_until, hours_in_run
+    from run_lengths
+    union all
+    select
+        service_date, counter_id, ts_utc, local_hour, hourly_count, published_count, is_merged_hour, revisions,
+        published_until, 1 as hours_in_run
+    from neighbours
+    where not (equals_before or equals_after)
 ),
 
 peaks as (

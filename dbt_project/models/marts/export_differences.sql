@@ -1,16 +1,36 @@
 -- Where two exports tell of the same hours and do not agree: a row a pair of exports, counter and kind of difference.
 -- cleaned_counts keeps the later value of a correction, and what only one of the two has.
-with published as (
+with counted as (
     select
         counter_id,
+        counter_name,
         ts_utc,
+        hourly_count,
         source_file,
-        published_until,
-        max(counter_name) as counter_name,
-        max(hourly_count) as hourly_count
+        published_until
     from {{ ref("stg_counts") }}
     where quarantine_reason is null
-    group by counter_id, ts_utc, source_file, published_until
+),
+
+-- Hours of which more than one export tells: of the others there is nothing to compare.
+told_twice as (
+    select ts_utc
+    from counted
+    group by ts_utc
+    having min(source_file) <> max(source_file) or min(published_until) <> max(published_until)
+),
+
+published as (
+    select
+        counted.counter_id,
+        counted.ts_utc,
+        counted.source_file,
+        counted.published_until,
+        max(counted.counter_name) as counter_name,
+        max(counted.hourly_count) as hourly_count
+    from counted
+    inner join told_twice on counted.ts_utc = told_twice.ts_utc
+    group by counted.counter_id, counted.ts_utc, counted.source_file, counted.published_until
 ),
 
 file_hours as (
@@ -73,7 +93,7 @@ compared as (
 ),
 
 file_counters as (
-    select distinct counter_id, source_file from published
+    select distinct counter_id, source_file from counted
 ),
 
 differences as (

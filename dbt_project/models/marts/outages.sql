@@ -5,13 +5,22 @@ with counted as (
         counter_id,
         ts_utc,
         hourly_count,
-        lag(ts_utc) over (partition by counter_id order by ts_utc) as ts_before,
-        lead(ts_utc) over (partition by counter_id order by ts_utc) as ts_after,
-        sum(case when hourly_count = 0 then 0 else 1 end) over (
-            partition by counter_id order by ts_utc rows between unbounded preceding and current row
-        ) as zero_run
+        lag(ts_utc) over hours as ts_before,
+        lead(ts_utc) over hours as ts_after,
+        lag(hourly_count) over hours as count_before
     from {{ ref("cleaned_counts") }}
     where hourly_count is not null
+    window hours as (partition by counter_id order by ts_utc)
+),
+
+zeros as (
+    select
+        *,
+        sum(case when count_before = 0 then 0 else 1 end) over (
+            partition by counter_id order by ts_utc rows between unbounded preceding and current row
+        ) as zero_run
+    from counted
+    where hourly_count = 0
 ),
 
 newest as (
@@ -24,8 +33,7 @@ zero_runs as (
         min(ts_utc) as first_hour,
         max(ts_utc) as last_hour,
         max(case when ts_after is null then 1 else 0 end) = 1 as is_open
-    from counted
-    where hourly_count = 0
+    from zeros
     group by counter_id, zero_run
     having count(*) >= {{ var("outage_hours") }}
 ),
