@@ -1,8 +1,9 @@
 """When things run by themselves. Off on a laptop, on in compose and the cloud, decided here by registration.
 
 The city publishes yesterday's counts in the morning: ingestion at 06:15 (what it changed is cleaned by the sensor
-`changed_counts`), weather and its forecast at 06:30, the forecast of counts at 07:00 local, so that it is there when
-people leave home; the tables about counters and errors after it; monitoring on Mondays.
+`changed_counts`), weather and its forecast at 06:30, the tables about counters and errors at 06:45, because features
+read where a new counter stands, and the forecast of counts at 07:00 local, so that it is there when people leave home;
+monitoring on Mondays.
 """
 
 from datetime import date, timedelta
@@ -62,6 +63,17 @@ def build_schedules(
         return refetched("weather", today, today)
 
     @dg.schedule(
+        name="daily_describe",
+        cron_schedule="45 6 * * *",
+        job=DESCRIBE,
+        execution_timezone=LOCAL_TZ,
+        default_status=status,
+    )
+    def daily_describe(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
+        """Counters and realised errors, with yesterday's truth."""
+        return dg.RunRequest(run_key=f"describe-{local_day(context)}")
+
+    @dg.schedule(
         name="daily_forecast",
         cron_schedule="0 7 * * *",
         job=PREDICT,
@@ -92,17 +104,6 @@ def build_schedules(
         return dg.RunRequest(run_key=f"experiment-{today}", partition_key=today.isoformat())
 
     @dg.schedule(
-        name="daily_describe",
-        cron_schedule="30 7 * * *",
-        job=DESCRIBE,
-        execution_timezone=LOCAL_TZ,
-        default_status=status,
-    )
-    def daily_describe(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
-        """Counters and realised errors, with yesterday's truth."""
-        return dg.RunRequest(run_key=f"describe-{local_day(context)}")
-
-    @dg.schedule(
         name="weekly_monitoring",
         cron_schedule="0 8 * * 1",
         job=MONITOR,
@@ -116,7 +117,7 @@ def build_schedules(
             return _no_partition(today)
         return dg.RunRequest(run_key=f"monitor-{today}", partition_key=today.isoformat())
 
-    return [daily_ingest, daily_weather, daily_forecast, daily_experiment, daily_describe, weekly_monitoring]
+    return [daily_ingest, daily_weather, daily_describe, daily_forecast, daily_experiment, weekly_monitoring]
 
 
 def local_day(context: dg.ScheduleEvaluationContext) -> date:

@@ -110,7 +110,7 @@ def test_forecast_and_monitoring_ask_for_the_issue_date_itself(name: str, hour: 
 
 
 def test_tables_without_partitions_are_asked_for_whole() -> None:
-    (request,) = asked("daily_describe", local(ORDINARY, 7, 30))
+    (request,) = asked("daily_describe", local(ORDINARY, 6, 45))
 
     assert request.partition_key is None
 
@@ -141,7 +141,7 @@ def test_a_tick_evaluated_twice_asks_for_the_same_runs_and_another_day_for_other
 
 @pytest.mark.parametrize(
     ("name", "clock"),
-    [("daily_ingest", (6, 15)), ("daily_forecast", (7, 0)), ("daily_describe", (7, 30))],
+    [("daily_ingest", (6, 15)), ("daily_forecast", (7, 0)), ("daily_describe", (6, 45))],
 )
 @pytest.mark.parametrize("change", [SPRING, AUTUMN])
 def test_each_local_day_has_one_tick_at_the_same_wall_time(
@@ -160,15 +160,15 @@ def test_monitoring_runs_on_mondays() -> None:
     assert {tick.hour for tick in found} == {8}
 
 
-def test_forecasts_follow_ingestion_and_monitoring_follows_both() -> None:
+def test_forecasts_follow_what_they_read_and_monitoring_follows_all() -> None:
     first = {name: ticks(name, local(date(2024, 6, 10), 0), 1)[0] for name in schedules()}  # a Monday
 
     assert sorted(first, key=lambda name: first[name]) == [
         "daily_ingest",
         "daily_weather",
+        "daily_describe",
         "daily_forecast",
         "daily_experiment",
-        "daily_describe",
         "weekly_monitoring",
     ]
 
