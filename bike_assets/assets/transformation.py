@@ -21,7 +21,9 @@ from bike_assets.core.contracts import (
     CLEANED_COUNTS,
     COUNTERS,
     EXPORT_DIFFERENCES,
+    PREDICTIONS,
     QUARANTINED_COUNTS,
+    RAW_COUNTS,
     TableContract,
 )
 from bike_assets.core.errors import ContractError
@@ -73,6 +75,7 @@ def build_dbt_assets(
         context: dg.AssetExecutionContext, dbt: DbtResource, warehouse: DuckDBWarehouse
     ) -> Iterator[Any]:
         first, last = window(context)
+        warehouse.bring_up_to_date(RAW_COUNTS, CLEANED_COUNTS, QUARANTINED_COUNTS)
         yield from _described(
             dbt.build(context, (first, last)).stream(),
             warehouse,
@@ -93,6 +96,7 @@ def build_dbt_assets(
         context: dg.AssetExecutionContext, dbt: DbtResource, warehouse: DuckDBWarehouse
     ) -> Iterator[Any]:
         contracts = {"counters": COUNTERS, "export_differences": EXPORT_DIFFERENCES}
+        warehouse.bring_up_to_date(RAW_COUNTS, CLEANED_COUNTS)
         yield from _described(dbt.build(context).stream(), warehouse, contracts, None, None)
 
     @dbt_assets(
@@ -103,7 +107,10 @@ def build_dbt_assets(
         project=project,
         pool=tags.WAREHOUSE_POOL,
     )
-    def dbt_forecast_accuracy(context: dg.AssetExecutionContext, dbt: DbtResource) -> Iterator[Any]:
+    def dbt_forecast_accuracy(
+        context: dg.AssetExecutionContext, dbt: DbtResource, warehouse: DuckDBWarehouse
+    ) -> Iterator[Any]:
+        warehouse.bring_up_to_date(PREDICTIONS, CLEANED_COUNTS)
         yield from dbt.build(context).stream()
 
     return [dbt_cleaned_counts, dbt_counters, dbt_forecast_accuracy]

@@ -16,7 +16,7 @@ import dagster as dg
 import duckdb
 import polars as pl
 
-from bike_assets.core.contracts import TableContract
+from bike_assets.core.contracts import Column, TableContract
 from bike_assets.core.errors import PermanentError, TransientError
 
 LOCK_WAIT_SECONDS: Final = 60.0
@@ -172,6 +172,19 @@ class DuckDBWarehouse(dg.ConfigurableResource):  # type: ignore[type-arg]
         with self.connect() as connection:
             return _exists(connection, contract)
 
+    def bring_up_to_date(self, *contracts: TableContract) -> None:
+        """Give tables that an earlier version wrote the columns they lack; those that do not exist stay so.
+
+        Everything here does so by itself; it is for those who open the database without us.
+
+        Raises:
+            PermanentError: a column is lacking that is never null.
+        """
+        with self.connect() as connection:
+            for contract in contracts:
+                if _exists(connection, contract):
+                    _add_columns(connection, contract)
+
 
 @dataclass(frozen=True)
 class TableReader:
@@ -222,7 +235,11 @@ def _read(
             values.append(day)
     where = f" WHERE {' AND '.join(limits)}" if limits else ""
     sort = f" ORDER BY {', '.join(contract.key)}" if order and contract.key else ""
-    sql = f"SELECT {', '.join(columns)} FROM {contract.relation}{where}{sort}"  # noqa: S608
+    lacking = {column.name for column in _lacking(connection, contract, columns)}
+    selected = (
+        f"NULL::{_sql_type(contract, name)} AS {name}" if name in lacking else name for name in columns
+    )
+    sql = f"SELECT {', '.join(selected)} FROM {contract.relation}{where}{sort}"  # noqa: S608
     return _from_database(_select(connection, sql, values), empty.schema)
 
 
@@ -243,17 +260,52 @@ def _first_line(error: Exception) -> str:
 
 
 def _exists(connection: duckdb.DuckDBPyConnection, contract: TableContract) -> bool:
+    return bool(_stored_columns(connection, contract))
+
+
+def _stored_columns(connection: duckdb.DuckDBPyConnection, contract: TableContract) -> set[str]:
+    """Names of the columns the table has; none where it does not exist."""
     found = connection.execute(
-        "SELECT count(*) FROM information_schema.tables WHERE table_schema = ? AND table_name = ?",
+        "SELECT column_name FROM information_schema.columns WHERE table_schema = ? AND table_name = ?",
         [contract.schema, contract.name],
     ).fetchall()
-    return bool(found[0][0])
+    return {name for (name,) in found}
+
+
+def _lacking(
+    connection: duckdb.DuckDBPyConnection, contract: TableContract, wanted: Sequence[str]
+) -> list[Column]:
+    """The wanted columns that a table of an earlier version has not, all of which may be null.
+
+    Raises:
+        PermanentError: one of them is never null, so that nothing could stand for what was not stored.
+    """
+    stored = _stored_columns(connection, contract)
+    lacking = [column for column in contract.columns if column.name in wanted and column.name not in stored]
+    if needed := [column.name for column in lacking if not column.nullable]:
+        raise PermanentError(
+            f"{contract.relation} was written by an earlier version and has no column {', '.join(needed)}; "
+            "move the home away and build it again"
+        )
+    return lacking
 
 
 def _create(connection: duckdb.DuckDBPyConnection, contract: TableContract) -> None:
-    columns = ", ".join(f"{column.name} {_SQL_TYPES[_base(column.dtype)]}" for column in contract.columns)
+    columns = ", ".join(f"{name} {_sql_type(contract, name)}" for name in contract.column_names)
     connection.execute(f"CREATE SCHEMA IF NOT EXISTS {contract.schema}")
     connection.execute(f"CREATE TABLE IF NOT EXISTS {contract.relation} ({columns})")
+    _add_columns(connection, contract)
+
+
+def _add_columns(connection: duckdb.DuckDBPyConnection, contract: TableContract) -> None:
+    for column in _lacking(connection, contract, contract.column_names):
+        connection.execute(
+            f"ALTER TABLE {contract.relation} ADD COLUMN {column.name} {_sql_type(contract, column.name)}"
+        )
+
+
+def _sql_type(contract: TableContract, name: str) -> str:
+    return _SQL_TYPES[_base(contract.polars_schema[name])]
 
 
 def _base(dtype: Any) -> Any:

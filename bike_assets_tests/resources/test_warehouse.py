@@ -318,3 +318,65 @@ def test_a_file_that_is_no_warehouse_is_named_at_once(tmp_path: Path) -> None:
 
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def without_columns(warehouse: DuckDBWarehouse, *names: str) -> TableContract:
+    """The table as an earlier version wrote it, which did not know these columns; its contract then."""
+    earlier = TableContract(
+        TABLE.schema, TABLE.name, (), tuple(c for c in TABLE.columns if c.name not in names)
+    )
+    warehouse.replace(earlier, rows(), DAY, DAY)
+    return earlier
+
+
+def test_a_table_of_an_earlier_version_reads_as_if_its_new_columns_were_empty(
+    warehouse: DuckDBWarehouse,
+) -> None:
+    without_columns(warehouse, "wide", "seen")
+
+    assert_frame_equal(warehouse.read(TABLE), rows().with_columns(wide=pl.lit(None, pl.Float64)))
+    with warehouse.at_one_moment() as tables:
+        assert tables.read(TABLE, DAY, DAY)["wide"].null_count() == 3
+
+
+def test_a_table_of_an_earlier_version_gets_its_new_columns_when_it_is_written(
+    warehouse: DuckDBWarehouse,
+) -> None:
+    without_columns(warehouse, "wide", "seen")
+
+    warehouse.replace(TABLE, rows(NEXT), NEXT, NEXT)
+
+    expected = pl.concat([rows().with_columns(wide=pl.lit(None, pl.Float64)), rows(NEXT)])
+    assert_frame_equal(warehouse.read(TABLE), expected.sort(TABLE.key))
+
+
+def test_others_who_open_the_database_find_the_new_columns_and_no_new_table(
+    warehouse: DuckDBWarehouse,
+) -> None:
+    without_columns(warehouse, "wide")
+    absent = TableContract(TABLE.schema, "nothing", TABLE.key, TABLE.columns)
+
+    warehouse.bring_up_to_date(TABLE, absent)
+
+    assert warehouse.query("SELECT count(*) FROM bike_test.things WHERE wide IS NULL").item() == 3
+    assert not warehouse.exists(absent)
+
+
+@pytest.mark.parametrize("use", ["read", "replace", "bring_up_to_date"])
+def test_a_column_that_nothing_can_stand_for_is_one_line_with_the_remedy(
+    warehouse: DuckDBWarehouse, use: str
+) -> None:
+    earlier = without_columns(warehouse, "ts", "wide")
+    calls: dict[str, Any] = {
+        "read": lambda: warehouse.read(TABLE),
+        "replace": lambda: warehouse.replace(TABLE, rows(NEXT), NEXT, NEXT),
+        "bring_up_to_date": lambda: warehouse.bring_up_to_date(TABLE),
+    }
+
+    with pytest.raises(
+        PermanentError, match=r"^bike_test\.things was .* has no column ts; move the home away"
+    ):
+        calls[use]()
+
+    assert warehouse.read(earlier).height == 3
+    assert warehouse.read(TABLE, columns=["name"], order=False).height == 3
