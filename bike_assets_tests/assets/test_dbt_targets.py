@@ -92,11 +92,27 @@ def test_every_model_and_column_is_described_and_every_table_is_tested(name: str
     for column in model["columns"]:
         assert column["description"], f"{name}.{column['name']}"
     if (PROJECT / "models" / "marts" / f"{name}.sql").exists():
-        own = [test for column in model["columns"] for test in column.get("data_tests", [])]
-        of_project = [
-            path for path in (PROJECT / "tests").glob("*.sql") if f'ref("{name}")' in path.read_text()
-        ]
-        assert own or of_project, f"no data test touches {name}"
+        assert model["data_tests"] == [{"columns_hold": {"name": f"columns_of_{name}_hold"}}]
+        for column in model["columns"]:
+            said = column.get("config", {}).get("meta", {})
+            assert said.keys() <= {"nullable", "holds"}, column["name"]
+            assert said.get("holds") or not said.get("nullable"), f"no rule is about {name}.{column['name']}"
+
+
+@pytest.mark.slow
+def test_a_column_that_breaks_what_is_said_of_it_is_found(tmp_path: Path) -> None:
+    """One value of one column is wrong, once null and once out of its range: the rows are counted."""
+    path = tmp_path / "warehouse.duckdb"
+    with DuckDBWarehouse(path=str(path)).connect() as connection:
+        connection.execute("create schema bike_traffic_analytics")
+        connection.execute(
+            "create table bike_traffic_analytics.network_totals as select * from (values "
+            "(date '2024-01-01', 3, 2, 90, 40.0), (date '2024-01-02', 3, 4, 90, 40.0), "
+            "(date '2024-01-03', null, 0, 90, null)) "
+            "as t(service_date, counters, complete_counters, total_count, mean_daily_count)"
+        )
+    with pytest.raises(AssertionError, match="Got 2 results"):
+        dbt("test", "--select", "columns_of_network_totals_hold", warehouse=path)
 
 
 def test_sources_are_described_like_their_contracts() -> None:
