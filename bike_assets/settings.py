@@ -141,7 +141,9 @@ class Settings(BaseSettings):
     quality_min_skill: float = Field(
         0.0, description="Skill over the mean of four weeks below which a check warns"
     )
-    freshness_max_days: int = Field(3, ge=1, description="Days without new counts before the check warns")
+    freshness_max_days: int = Field(
+        3, ge=1, description="Working days without new counts before the check warns"
+    )
 
     alert_discord_webhook: SecretStr | None = Field(
         None,

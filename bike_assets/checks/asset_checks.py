@@ -21,7 +21,6 @@ from dagster._core.storage.tags import (
 from bike_assets.assets.metadata import sample_table
 from bike_assets.checks.expectations import SuiteName, SuiteResult, run_suite
 from bike_assets.checks.figures import HISTORY_DAYS
-from bike_assets.checks.freshness import evaluate_freshness
 from bike_assets.checks.report import write_report
 from bike_assets.core.calendar import hours_of_day
 from bike_assets.core.contracts import (
@@ -35,6 +34,7 @@ from bike_assets.core.contracts import (
     features_contract,
 )
 from bike_assets.core.features import FEATURE_COLUMNS
+from bike_assets.core.freshness import evaluate_freshness
 from bike_assets.resources.warehouse import DuckDBWarehouse
 from bike_assets.settings import Settings
 from bike_assets.tags import WAREHOUSE_POOL
@@ -159,7 +159,7 @@ def _freshness_check(max_days: int) -> dg.AssetChecksDefinition:
     @dg.asset_check(
         asset="raw_counts",
         name="freshness",
-        description="The newest published hour is recent, by the data's own timestamps",
+        description="Few working days have ended without a count, by the data's own timestamps",
         pool=WAREHOUSE_POOL,
     )
     def freshness(context: dg.AssetCheckExecutionContext, warehouse: DuckDBWarehouse) -> dg.AssetCheckResult:
@@ -180,6 +180,7 @@ def _freshness_check(max_days: int) -> dg.AssetChecksDefinition:
                     "judged_at": str(now),
                     "max_days": max_days,
                     **({"age_days": answer.age_days} if answer.age_days is not None else {}),
+                    **({"silent_days": answer.silent_days} if answer.silent_days is not None else {}),
                 },
             )
 

@@ -131,8 +131,8 @@ def no_new_data(newest: str, age_days: float, max_days: float, incident: str = "
         Kind.NO_NEW_DATA,
         Level.WARNING,
         "No new data available",
-        f"The newest count is {age_days:.1f} days old, {max_days:g} are usual. Compare with the portal, then run "
-        "`bike-assets ingest`.",
+        f"The newest count is {age_days:.1f} days old; {max_days:g} working days are too many. Compare with the "
+        "portal, then run `bike-assets ingest`.",
         (("Newest hour", newest),),
         incident,
     )

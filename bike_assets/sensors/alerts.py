@@ -11,13 +11,14 @@ cannot be read is an empty ledger, and the sensor starts anew at the present.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import dagster as dg
 
 from bike_assets.core import alerts as words
 from bike_assets.core.alerts import Alert, Kind, Ledger
+from bike_assets.core.freshness import evaluate_freshness
 from bike_assets.core.retraining import RetrainingPolicy
 from bike_assets.resources.alert_sinks import MAX_EMBEDS
 from bike_assets.resources.alerts import Alerts
@@ -114,10 +115,10 @@ def build_alert_sensors(settings: Settings, policy: RetrainingPolicy) -> list[dg
         def look(reading: Reading) -> Iterator[Step]:
             newest = newest_count(context.instance)
             if newest is not None:
-                age = datetime.now(UTC) - newest
-                limit = timedelta(days=settings.freshness_max_days)
-                if age > limit:
-                    found = words.no_new_data(str(newest), age / timedelta(days=1), limit / timedelta(days=1))
+                most = settings.freshness_max_days
+                answer = evaluate_freshness(newest, now=datetime.now(UTC), max_days=most)
+                if answer.age_days is not None and not answer.is_fresh:
+                    found = words.no_new_data(str(newest), answer.age_days, most)
                 else:
                     found = words.over(
                         Kind.NO_NEW_DATA, "data", "New data again", f"The newest count is of {newest}."

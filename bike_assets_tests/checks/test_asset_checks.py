@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import dagster as dg
 import polars as pl
@@ -12,9 +13,9 @@ from bike_assets.assets.ingestion import store
 from bike_assets.checks import asset_checks
 from bike_assets.checks.asset_checks import WINDOW_DAYS, build_asset_checks, checked_days, run_days
 from bike_assets.checks.expectations import SuiteResult
-from bike_assets.checks.freshness import evaluate_freshness
 from bike_assets.core.contracts import RAW_COUNTS
 from bike_assets.core.errors import TransientError
+from bike_assets.core.freshness import Freshness, evaluate_freshness
 from bike_assets.resources.warehouse import DuckDBWarehouse
 from bike_assets.settings import Settings
 from bike_assets_tests.tables import batch, day_rows
@@ -185,24 +186,43 @@ def test_a_suite_is_given_the_partitions_of_its_run(
 
 
 @pytest.mark.parametrize(
-    ("age", "fresh"), [(timedelta(days=3), True), (timedelta(days=3, seconds=1), False), (timedelta(0), True)]
+    ("newest", "now", "silent"),
+    [
+        ("2024-06-11 23:00", "2024-06-12 07:00", 0),  # yesterday's counts are there
+        ("2024-06-10 23:00", "2024-06-12 07:00", 1),  # not published yet
+        (
+            "2024-06-07 23:00",
+            "2024-06-12 23:59",
+            2,
+        ),  # since Friday: Monday and Tuesday, Wednesday has not ended
+        ("2024-06-07 23:00", "2024-06-13 00:00", 3),
+        (
+            "2024-03-28 23:00",
+            "2024-04-02 23:59",
+            1,
+        ),  # Easter, Sunday of 23 hours: Good Friday alone
+        ("2024-10-25 23:00", "2024-10-28 23:59", 0),  # a weekend of 49 hours
+        ("2024-10-25 23:00", "2024-10-29 00:00", 1),
+        ("2024-04-30 23:00", "2024-05-14 07:00", 6),  # of May: the 1st, 8th and 9th are holidays
+    ],
 )
-def test_counts_are_fresh_for_so_many_days(age: timedelta, fresh: bool) -> None:
-    answer = evaluate_freshness(NOW - age, now=NOW, max_days=3)
+def test_working_days_that_ended_without_a_count_are_silent(newest: str, now: str, silent: int) -> None:
+    last, present = (
+        datetime.fromisoformat(text).replace(tzinfo=ZoneInfo("Europe/Paris")) for text in (newest, now)
+    )
 
-    assert answer.is_fresh is fresh
-    assert answer.age_days == pytest.approx(age / timedelta(days=1))
+    age = (present.astimezone(UTC) - last.astimezone(UTC)) / timedelta(days=1)
+
+    assert evaluate_freshness(last, now=present, max_days=silent + 1) == Freshness(age, silent, is_fresh=True)
+    assert evaluate_freshness(last, now=present, max_days=silent) == Freshness(age, silent, is_fresh=False)
 
 
 def test_no_counts_are_not_fresh() -> None:
-    answer = evaluate_freshness(None, now=NOW, max_days=3)
-
-    assert not answer.is_fresh
-    assert answer.age_days is None
+    assert evaluate_freshness(None, now=NOW, max_days=3) == Freshness(None, None, is_fresh=False)
 
 
 @pytest.mark.parametrize(
-    ("partition", "fresh"), [("2024-01-10", True), ("2024-01-12", True), ("2024-01-13", False)]
+    ("partition", "fresh"), [("2024-01-10", True), ("2024-01-14", True), ("2024-01-15", False)]
 )
 def test_freshness_of_a_partition_is_judged_at_that_days_end(
     instance: dg.DagsterInstance, warehouse: DuckDBWarehouse, partition: str, fresh: bool

@@ -241,7 +241,7 @@ def test_the_age_of_the_newest_count_and_the_skill_have_messages_of_their_own(
     sensor.tick()
 
     assert discord.titles == ["No new data available", "Prediction metrics degraded"]
-    assert "5.9 days old, 3 are usual" in discord.embeds[0]["description"]
+    assert "5.9 days old; 3 working days are too many" in discord.embeds[0]["description"]
 
     run(instance, checks={"freshness": (True, WARN)})
     sensor.tick()
@@ -459,7 +459,7 @@ def test_counts_that_stop_are_told_by_the_clock(instance: dg.DagsterInstance, di
     assert discord.messages == [], "nothing was ever counted"
 
     now = datetime.now(UTC)
-    for age in (1, 4, 4, 1):
+    for age in (1, 15, 15, 1):
         seen = {"newest_hour": str(now - timedelta(days=age))}
         run(instance, checks={"freshness": (True, WARN)}, check_metadata=seen)
         sensor.tick()
