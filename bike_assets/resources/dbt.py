@@ -4,8 +4,8 @@ Belongs here: how dbt is started. Does not belong here: which models there are (
 they become (`bike_assets.assets.transformation`).
 
 dbt parses its whole project again whenever `--vars` or the place of the warehouse differ from those it parsed with.
-So the window is given by environment variables, which cost the files that read them alone, and what was parsed is
-kept beside the warehouse it was parsed for.
+So the window is given by environment variables, which are read when SQL is compiled and not when it is parsed, and what
+was parsed is kept beside the warehouse it was parsed for.
 """
 
 import os
