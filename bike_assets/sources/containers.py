@@ -152,7 +152,13 @@ def _zip_members(path: Path) -> Iterator[Export | SourceFault]:
             for info in archive.infolist()
             if not info.is_dir() and _kind(PurePosixPath(info.filename).name) in set(KINDS.values())
         )
-        if not names:
+        nested = [name for name in archive.namelist() if _kind(PurePosixPath(name).name) == "zip"]
+        for name in sorted(nested):
+            inner = f"{path.name}/{name}"
+            yield SourceFault(
+                inner, where="", problem="is a zip inside a zip", remedy="unpack the outer one and give that"
+            )
+        if not names and not nested:
             yield _fault(path, "the zip file holds no exports", f"put files ({_ENDINGS}) into it")
         for name in names:
             label = path.name if len(names) == 1 else f"{path.name}/{name}"
