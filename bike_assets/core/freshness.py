@@ -4,7 +4,7 @@ Belongs here: how many days without counts are too many. Does not belong here: r
 """
 
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 from bike_assets.core.calendar import LOCAL_TZ, days_between, is_public_holiday
@@ -37,7 +37,8 @@ def evaluate_freshness(newest: datetime | None, *, now: datetime, max_days: int)
         return Freshness(None, None, is_fresh=False)
     ended = days_between(_local_day(newest) + timedelta(days=1), _local_day(now) - timedelta(days=1))
     silent = sum(day.weekday() < _SATURDAY and not is_public_holiday(day) for day in ended)
-    age = (now - newest) / timedelta(days=1)
+    # Within one zone Python subtracts wall clocks, which lose or gain the hour of a clock change.
+    age = (now.astimezone(UTC) - newest.astimezone(UTC)) / timedelta(days=1)
     return Freshness(age, silent, is_fresh=silent < max_days)
 
 
