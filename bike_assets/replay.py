@@ -449,6 +449,8 @@ class Engine:
                 },
                 raise_on_error=False,
             )
+        if result and _interrupted(result):
+            raise KeyboardInterrupt  # Not a run that failed: it is done again when the replay goes on.
         run = {
             "day": day,
             "what": what,
@@ -483,6 +485,12 @@ def _range_tags(first: date, last: date) -> dict[str, str]:
         ASSET_PARTITION_RANGE_START_TAG: first.isoformat(),
         ASSET_PARTITION_RANGE_END_TAG: last.isoformat(),
     }
+
+
+def _interrupted(result: dg.ExecuteInProcessResult) -> bool:
+    """Whether the run was ended from outside."""
+    errors = (event.step_failure_data.error for event in result.all_events if event.is_step_failure)
+    return any(error is not None and error.cls_name == "DagsterExecutionInterruptedError" for error in errors)
 
 
 def _steps(result: dg.ExecuteInProcessResult) -> dict[str, float]:

@@ -1,0 +1,73 @@
+"""What can be replayed and where, and the journal that lets a replay go on."""
+
+from datetime import date, timedelta
+from pathlib import Path
+
+import pytest
+
+from bike_assets.core.drift import DriftPolicy
+from bike_assets.core.errors import PermanentError
+from bike_assets.policies import Policies
+from bike_assets.replay import Journal, plan_replay, read_history
+from bike_assets.settings import Settings
+from bike_assets.sources.as_of import History
+from bike_assets.sources.simulator import SimulatorSource
+
+FIRST, LAST = date(2024, 1, 1), date(2024, 6, 30)
+
+
+@pytest.fixture(scope="module")
+def history() -> History:
+    return History.of(SimulatorSource(counters=2, first_day=FIRST, last_day=LAST).read(FIRST, LAST))
+
+
+def run(day: str, what: str) -> dict[str, object]:
+    return {"day": day, "what": what, "success": True}
+
+
+def test_a_journal_is_read_again_and_a_line_that_was_cut_off_is_done_again(tmp_path: Path) -> None:
+    path = tmp_path / "home" / "replay.jsonl"
+    journal = Journal.open(path)
+    journal.add(run("2024-05-01", "daily_ingest"))
+    with path.open("a", encoding="utf-8") as file:
+        file.write('{"day": "2024-05-01", "wha')
+
+    again = Journal.open(path)
+    assert again.find("2024-05-01", "daily_ingest") == run("2024-05-01", "daily_ingest")
+    assert again.find("2024-05-01", "changed_counts") is None
+    again.add(run("2024-05-01", "changed_counts"))
+    assert [each["what"] for each in Journal.open(path).runs] == ["daily_ingest", "changed_counts"]
+
+
+def test_a_replay_has_a_home_of_its_own_that_its_thresholds_name(tmp_path: Path, history: History) -> None:
+    settings = Settings(home=tmp_path)
+    first, last = date(2024, 5, 20), date(2024, 5, 26)
+    plain = plan_replay(settings, history, first, last, Policies())
+    strict = plan_replay(settings, history, first, last, Policies("strict", DriftPolicy(sudden_z=9.0)))
+
+    assert plain.settings.home.parent == tmp_path.resolve() / "replays"
+    assert plan_replay(settings, history, first, last, Policies()) == plain
+    assert len({plain.settings.home, strict.settings.home}) == 2
+    assert strict.settings.monitoring.sudden_z == 9.0
+    other = plan_replay(settings.model_copy(update={"seed": 1}), history, first, last, Policies())
+    assert other.settings.home != plain.settings.home
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "problem"),
+    [
+        (date(2024, 6, 2), date(2024, 6, 1), "lies before"),
+        (date(2024, 6, 2), LAST + timedelta(days=2), "the counts end on 2024-06-30"),
+        (date(2024, 4, 29), LAST, "replay from 2024-04-30 on"),
+    ],
+)
+def test_days_that_cannot_be_replayed_are_refused(
+    tmp_path: Path, history: History, first: date, last: date, problem: str
+) -> None:
+    with pytest.raises(PermanentError, match=problem):
+        plan_replay(Settings(home=tmp_path), history, first, last, Policies())
+
+
+def test_the_live_source_has_no_past(tmp_path: Path) -> None:
+    with pytest.raises(PermanentError, match="replay exports"):
+        read_history(Settings(home=tmp_path, source="paris"))
