@@ -20,12 +20,13 @@ import polars as pl
 
 from bike_assets.backtest import newest_day, read_counts
 from bike_assets.core.affluence import affluence_table, with_affluence
-from bike_assets.core.backtest import BacktestConfig, fit, plan_origins, training_data, training_rows
+from bike_assets.core.backtest import BacktestConfig, fit, plan_origins, training_data
 from bike_assets.core.calendar import days_between
-from bike_assets.core.families import USED_FEATURES, TrainConfig, expected, matrix
+from bike_assets.core.families import USED_FEATURES, expected, matrix
 from bike_assets.core.features import FEATURE_COLUMNS, build_features, sample_rows
 from bike_assets.core.intervals import scale
 from bike_assets.core.metrics import join_truth
+from bike_assets.core.training import TrainConfig, rows_wanted
 from bike_assets.settings import load_settings
 from bike_assets.sources.base import busy_span
 
@@ -80,7 +81,7 @@ def main() -> None:
         features.filter(known).with_columns(scored["threshold"].drop_nulls()),
     )
 
-    rows = training_rows(data.truth, TrainConfig())
+    rows = rows_wanted(data.counters.height, TrainConfig())
     training = join_truth(data.features, data.truth).with_columns(forecast="mean4")
     training = with_affluence(training, forecaster.affluence).drop_nulls("threshold")
     training = sample_rows(training, min(1.0, rows / training.height))

@@ -90,7 +90,7 @@ class Store:
         """Keep them: all or nothing, whenever the process is killed."""
         target = self.path(origin, family)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _whole(target) as temporary:
+        with whole(target) as temporary:
             scored.write_parquet(temporary)
 
     def scan(self, origins: Sequence[Origin], family: str) -> pl.LazyFrame:
@@ -99,7 +99,7 @@ class Store:
 
 
 @contextmanager
-def _whole(target: Path) -> Iterator[Path]:
+def whole(target: Path) -> Iterator[Path]:
     """A temporary name beside a file, which takes its place when the block ends well."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
@@ -229,7 +229,7 @@ def run_backtest(
     metrics = pl.concat(
         table.select(pl.lit(family).alias("family"), pl.all()) for family, table in tables.items()
     )
-    with _whole(store.folder / METRICS_FILE) as temporary:
+    with whole(store.folder / METRICS_FILE) as temporary:
         metrics.write_parquet(temporary)
     result = {
         "id": store.id,
@@ -379,5 +379,5 @@ def _summary(table: pl.DataFrame) -> dict[str, Any]:
 
 
 def _write_text(target: Path, text: str) -> None:
-    with _whole(target) as temporary:
+    with whole(target) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")

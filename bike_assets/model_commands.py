@@ -1,4 +1,4 @@
-"""Commands about models and their forecasts: `backtest`, `explain` and `model-card`.
+"""Commands about models and their forecasts: `backtest`, `tune`, `explain` and `model-card`.
 
 Belongs here: options, and how results are printed. Does not belong here: the work, which is in the module of the
 command's name.
@@ -55,6 +55,7 @@ class WeatherOption(StrEnum):
 def add_to(app: typer.Typer) -> None:
     """Add the commands of this module."""
     app.command()(backtest)
+    app.command()(tune)
     app.command()(explain)
     app.command("model-card")(card)
 
@@ -147,6 +148,48 @@ def backtest(
     report(result, as_json, _print_backtest)
 
 
+def tune(
+    budget: Annotated[float, typer.Option(min=1, help="Seconds for the trials.")] = 600.0,
+    rows: Annotated[
+        int, typer.Option(min=1_000, help="Rows each trial takes at most; fewer give more trials.")
+    ] = 60_000,
+    until: Annotated[
+        datetime | None,
+        typer.Option(formats=["%Y-%m-%d"], help="Last day of counts that is looked at; default: the newest."),
+    ] = None,
+    weather: Annotated[WeatherOption, typer.Option(help="As in backtest.")] = WeatherOption.known,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="File of the best options; default: training_options.json in the home."),
+    ] = None,
+    home: Home = DEFAULT_HOME,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Search better training options within a time budget, judged on the last eight weeks, trained on the days before.
+
+    Writes a file of options when some beat those in force. Trainings and backtests take it from BIKE_TRAINING_OPTIONS.
+
+    bike-assets tune --budget 900
+    BIKE_TRAINING_OPTIONS=.bike/training_options.json bike-assets backtest
+    """
+    settings = read_settings(home)
+    require_platform(settings)
+    with progress() as say, quiet(settings, debug):
+        from bike_assets.tune import tune_home
+
+        result = tune_home(
+            settings,
+            budget,
+            rows=rows,
+            until=until.date() if until else None,
+            weather=weather.value,
+            output=output,
+            say=say,
+        )
+    report(result, as_json, _print_tuning)
+
+
 def explain(
     counter: Annotated[str, typer.Option(help="Id of a counter, or a part of its name.")],
     hour: Annotated[
@@ -225,6 +268,24 @@ def _print_backtest(result: dict[str, Any]) -> None:
         if family not in BASELINES:
             _print_verdict(console, family, found["verdict"])
     console.print(f"report: {result['report']}", soft_wrap=True)
+
+
+def _print_tuning(result: dict[str, Any]) -> None:
+    console = Console()
+    table = Table(box=None)
+    for name in ("RMSE", "newest split", "before", "seconds", "options"):
+        table.add_column(name, justify="left" if name == "options" else "right")
+    for trial in sorted(result["trials"], key=lambda trial: trial["rmse"]):
+        options = ", ".join(f"{name} {value}" for name, value in trial["options"].items())
+        numbers = (trial["rmse"], *trial["fold_rmse"])
+        table.add_row(
+            *(f"{number:.3f}" for number in numbers), f"{trial['seconds']:.1f}", options or "those in force"
+        )
+    console.print(table)
+    if result["options_file"]:
+        console.print(f"RMSE {result['gain']:.2%} smaller: {result['options_file']}", soft_wrap=True)
+    else:
+        console.print("nothing beat the options in force")
 
 
 def _print_explanation(result: dict[str, Any]) -> None:

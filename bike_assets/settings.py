@@ -113,6 +113,10 @@ class Settings(BaseSettings):
     )
     training_rows: int = Field(200_000, ge=1_000, description="Rows sampled for training")
     training_days: int = Field(400, ge=60, description="Issue dates before the training end that are used")
+    training_options: Path | None = Field(
+        None,
+        description="JSON file of further training options, as `bike-assets tune` writes it; variables come before it",
+    )
     iterations: int = Field(0, ge=0, description="Trees of the model; 0 takes the model's own default")
     seed: int = Field(20_240_101, description="Seed of training and of its sample of rows")
 

@@ -17,7 +17,7 @@ from bike_assets.backtest import METRICS_FILE, backtest_id, needs_filling, read_
 from bike_assets.core.backtest import BacktestConfig
 from bike_assets.core.contracts import CLEANED_COUNTS
 from bike_assets.core.errors import PermanentError
-from bike_assets.core.families import TrainConfig
+from bike_assets.core.training import TrainConfig
 from bike_assets.resources.warehouse import DuckDBWarehouse
 from bike_assets.settings import Settings
 from bike_assets_tests.core.synthetic import city

@@ -1,9 +1,11 @@
 """`features`, `trained_model` and `predictions`: from cleaned counts to forecasts. `champion.py` decides who serves."""
 
+import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 from typing import Final
 
 import dagster as dg
@@ -13,7 +15,6 @@ from bike_assets import tags
 from bike_assets.assets import plots
 from bike_assets.assets.metadata import sample_table, table_metadata
 from bike_assets.assets.provenance import git_commit
-from bike_assets.core.backtest import ROWS_PER_COUNTER
 from bike_assets.core.bundle import WEATHER_CONTEXT_COLUMNS
 from bike_assets.core.contracts import (
     CALIBRATIONS,
@@ -30,8 +31,9 @@ from bike_assets.core.features import FEATURE_COLUMNS, LOOKBACK_DAYS, MAX_HORIZO
 from bike_assets.core.health import NOT_LEARNED, without
 from bike_assets.core.intervals import ERROR_COLUMNS, WINDOW_DAYS, Calibration
 from bike_assets.core.metrics import accuracy_by_horizon, join_truth
-from bike_assets.core.model import Forecaster, TrainConfig
+from bike_assets.core.model import Forecaster
 from bike_assets.core.model_card import CardFacts, holdout_table, model_card, worst_counters
+from bike_assets.core.training import TrainConfig, day_shares, parse_options, rows_wanted
 from bike_assets.core.windows import BaselineWindow, choose_baseline, learnable
 from bike_assets.partitions import KNOWN_AT_ISSUE, WEATHER_AT_ISSUE, window
 from bike_assets.resources.audit import AuditLog, os_user, version_facts
@@ -147,9 +149,8 @@ def build_trained_model(settings: Settings) -> dg.AssetsDefinition:
     ) -> dg.MaterializeResult[None]:
         """The challenger: trained, measured on days it did not see, and registered in MLflow."""
         until = date.fromisoformat(config.train_until) if config.train_until else newest_day(warehouse)
-        rows = training_rows(
-            warehouse, until, days=settings.training_days, rows=settings.training_rows, seed=settings.seed
-        )
+        train_config = training_config(settings)
+        rows = training_rows(warehouse, until, settings.training_days, train_config)
         truth = believable_truth(warehouse, until)
         snapshot = snapshots.take(
             warehouse,
@@ -161,7 +162,6 @@ def build_trained_model(settings: Settings) -> dg.AssetsDefinition:
             tables=TRAINING_TABLES,
             last=until,
         ).snapshot
-        train_config = training_config(settings)
         window = baseline_window(settings, registry, rows, until, train_config)
         rows = learnable(rows, window)
         context.log.info(f"training on {rows.height:,} rows of features, counts up to {until}")
@@ -264,13 +264,41 @@ def card_facts(version: ModelVersion, forecaster: Forecaster) -> CardFacts:
 
 
 def training_config(settings: Settings) -> TrainConfig:
-    """How the settings train a model."""
-    return TrainConfig(
-        family=settings.model_family,
-        iterations=settings.iterations or TrainConfig.iterations,
-        max_rows=settings.training_rows,
-        seed=settings.seed,
-    )
+    """How the settings train a model: what a variable says comes before the file of options, as that does before the
+    defaults.
+
+    Raises:
+        PermanentError: the file cannot be read, or an option in it is unknown or not allowed.
+    """
+    options: dict[str, object] = {
+        "family": settings.model_family,
+        "max_rows": settings.training_rows,
+        "seed": settings.seed,
+    }
+    if settings.training_options is not None:
+        options |= read_options(settings.training_options)
+    named = settings.model_fields_set
+    options |= {
+        option: getattr(settings, variable)
+        for option, variable in (("family", "model_family"), ("max_rows", "training_rows"), ("seed", "seed"))
+        if variable in named
+    }
+    if settings.iterations:
+        options["iterations"] = settings.iterations
+    return TrainConfig(**options)  # type: ignore[arg-type]
+
+
+def read_options(path: Path) -> dict[str, object]:
+    """Training options of a JSON file, as `bike-assets tune` writes it."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PermanentError(
+            f"training options {path}: {error}; run bike-assets tune, or name another file"
+        ) from None
+    if not isinstance(found, dict):
+        raise PermanentError(f"training options {path}: give one JSON object of options and values")
+    return parse_options(found, str(path))
 
 
 def baseline_window(
@@ -491,29 +519,28 @@ def newest_day(warehouse: DuckDBWarehouse) -> date:
     raise PermanentError("there are no cleaned counts yet; materialise raw_counts and cleaned_counts first")
 
 
-def training_rows(
-    warehouse: DuckDBWarehouse, until: date, *, days: int, rows: int, seed: int
-) -> pl.DataFrame:
-    """A sample of the features issued in the `days` up to `until`, about `rows` of them and at
-    most `ROWS_PER_COUNTER` a counter.
+def training_rows(warehouse: DuckDBWarehouse, until: date, days: int, config: TrainConfig) -> pl.DataFrame:
+    """A sample of the features issued in the `days` up to `until`, as many as the config wants.
 
     Rows are chosen by a hash of what they are about, so the same data gives the same sample in any order.
     """
     first = until - timedelta(days=days - 1)
-    total = counters = 0
+    total, counters, dates = 0, 0, pl.Series([], dtype=pl.Date)
     if warehouse.exists(FEATURES):
+        within = f"FROM {FEATURES.relation} WHERE service_date BETWEEN ? AND ?"
         total, counters = warehouse.query(
-            f"SELECT count(*), count(DISTINCT counter_id) FROM {FEATURES.relation} "  # noqa: S608
-            "WHERE service_date BETWEEN ? AND ?",
-            [first, until],
+            f"SELECT count(*), count(DISTINCT counter_id) {within}", [first, until]
         ).row(0)
+        dates = warehouse.query(
+            f"SELECT DISTINCT service_date {within} ORDER BY 1", [first, until]
+        ).to_series()
     if not total:
         raise PermanentError(
             f"there are no features of issue dates up to {until}; materialise features first"
         )
-    share = min(1.0, min(rows, ROWS_PER_COUNTER * counters) / total)
+    shares = day_shares(dates.to_list(), total / len(dates), rows_wanted(counters, config), config)
     parts = [
-        sample_rows(warehouse.read(FEATURES, start, end, order=False), share, seed)
+        sample_rows(warehouse.read(FEATURES, start, end, order=False), shares, config.seed)
         for start, end in chunks(first, until)
     ]
     return pl.concat(parts).sort("service_date", "counter_id", "target_ts")

@@ -19,11 +19,12 @@ import polars as pl
 from bike_assets.core.affluence import with_affluence
 from bike_assets.core.calendar import LOCAL_TZ, calendar_table, days_between
 from bike_assets.core.errors import PermanentError
-from bike_assets.core.families import TrainConfig, family_of
+from bike_assets.core.families import family_of
 from bike_assets.core.features import FEATURE_LOOKBACK_DAYS, build_features, sample_rows
 from bike_assets.core.intervals import ERROR_COLUMNS, WINDOW_DAYS, target_day
 from bike_assets.core.metrics import accuracy_table, join_truth, mase_scale
 from bike_assets.core.model import Forecaster, make_forecaster
+from bike_assets.core.training import TrainConfig, day_shares, rows_wanted
 from bike_assets.core.weather import observed_as_forecast
 
 Retrain = Literal["none", "monthly"]
@@ -37,9 +38,6 @@ BASELINES: Final = ("mean_of_four_weeks", "seasonal_naive")
 
 CHUNK_DAYS: Final = 14
 """Issue dates whose features are held at a time: about a quarter of a million rows of a whole city."""
-
-ROWS_PER_COUNTER: Final = 6_000
-"""Rows of training a counter at most: more of the same weeks teach a small city nothing, and cost as much."""
 
 ROW_SETS: Final = ("all", "trusted")
 """`all`: every counted hour. `trusted`: without those of `FLAGS`."""
@@ -233,12 +231,12 @@ def training_data(
     """
     known = counts.filter(pl.col("service_date") <= origin.train_until)
     days = days_between(origin.train_from, origin.train_until)
-    rows = training_rows(known, config)
-    per_day = 7 * 24 * known["counter_id"].n_unique()
+    counters = known["counter_id"].n_unique()
     # A little more than needed: not every counter has rows on every day, and `fit` thins to the exact size.
-    share = min(1.0, 1.2 * rows / max(per_day * len(days), 1))
+    shares = day_shares(days, 7 * 24 * counters, 1.2 * rows_wanted(counters, config), config)
     sampled = [
-        sample_rows(build_features(known, part, weather=weather), share, config.seed) for part in _parts(days)
+        sample_rows(build_features(known, part, weather=weather), shares, config.seed)
+        for part in _parts(days)
     ]
     truth = known.filter("is_believable")
     means = truth.group_by("counter_id").agg(mean_count=pl.col("hourly_count").mean()).sort("counter_id")
@@ -249,16 +247,10 @@ def training_data(
     )
 
 
-def training_rows(counts: pl.DataFrame, config: TrainConfig) -> int:
-    """Rows that a training on these counts takes at most."""
-    return min(config.max_rows, ROWS_PER_COUNTER * counts["counter_id"].n_unique())
-
-
 def fit(family: str, data: TrainingData, config: TrainConfig) -> Forecaster:
     """Train one family on an origin's data."""
-    return make_forecaster(family, replace(config, max_rows=training_rows(data.truth, config))).fit(
-        data.features, data.truth
-    )
+    rows = rows_wanted(data.counters.height, config)
+    return make_forecaster(family, replace(config, max_rows=rows)).fit(data.features, data.truth)
 
 
 def issue(

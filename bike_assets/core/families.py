@@ -1,8 +1,8 @@
 """Families of models behind one interface: what is learned about an hour, and how it is kept in files.
 
-Belongs here: how each family is trained, asked and stored, and the settings of a training. Does not belong here:
-features (`bike_assets.core.features`), intervals (`bike_assets.core.intervals`), and which rows are trained on
-(`bike_assets.core.model`).
+Belongs here: how each family is trained, asked and stored. Does not belong here: features
+(`bike_assets.core.features`), intervals (`bike_assets.core.intervals`), the options of a training, which rows it takes
+and what they weigh (`bike_assets.core.training`).
 
 Every learned family forecasts what recent days of the same kind say, times a learned correction. The trees of the
 default have Tweedie's loss (Jørgensen 1987), on counts divided by the counter's 28-day level so that a quiet lane and
@@ -14,7 +14,7 @@ anything else that only training needs.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Protocol, Self
 
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from bike_assets.core.errors import PermanentError
 from bike_assets.core.features import COUNT_FEATURES, FEATURE_COLUMNS
+from bike_assets.core.training import TrainConfig, row_weights
 
 MODEL_FILE = "model.cbm"
 FOREST_FILE = "random_forest.npz"
@@ -45,60 +46,6 @@ USED_FEATURES: tuple[str, ...] = tuple(name for name in FEATURE_COLUMNS if name 
 
 Array = NDArray[np.float64]
 Matrix = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How to train.
-
-    Attributes:
-        family: a name of `FAMILIES`.
-        iterations: trees of each member (catboost).
-        members: models averaged into one; complementary pairs, each trained on one half of the weeks (catboost).
-        depth: depth of the (symmetric) trees (catboost).
-        learning_rate: shrinkage of each tree (catboost).
-        l2_leaf_reg: L2 regularisation of leaf values (catboost).
-        border_count: values that a feature is binned into; more cost time and bring no accuracy (catboost).
-        tweedie_power: variance power of the loss, 1 (Poisson) to 2 (gamma) (catboost).
-        forest_trees: trees of the random forest.
-        forest_leaf: fewest rows in a leaf of it.
-        forest_depth: greatest depth of its trees.
-        net_layers: neurons of each hidden layer of the neural net.
-        net_epochs: passes of the neural net over the rows.
-        shrinkage: share of the learned (logarithmic) correction that is applied.
-        weather_dropout: share of issue dates that are trained on without their weather. One model then forecasts
-            with weather and without, as well as two would, and rests less on it.
-        weight_power: a row weighs its counter's level to this power.
-        max_rows: rows to train on at most; more are thinned by a hash.
-        calibration_days: last local days of the training truth used to calibrate intervals.
-        calibration_members: members of the model that is fitted without those days (catboost).
-        cap_factor: forecasts end at this multiple of the counter's 56-day maximum.
-        seed: of sampling, of the halves and of every random choice of a family.
-        thread_count: threads, -1 for all cores.
-    """
-
-    family: str = "catboost"
-    iterations: int = 150
-    members: int = 4
-    depth: int = 6
-    learning_rate: float = 0.1
-    l2_leaf_reg: float = 5.0
-    border_count: int = 64
-    tweedie_power: float = 1.5
-    forest_trees: int = 60
-    forest_leaf: int = 20
-    forest_depth: int = 14
-    net_layers: tuple[int, ...] = (64, 32)
-    net_epochs: int = 12
-    shrinkage: float = 0.9
-    weather_dropout: float = 0.35
-    weight_power: float = 0.5
-    max_rows: int = 200_000
-    calibration_days: int = 28
-    calibration_members: int = 2
-    cap_factor: float = 1.3
-    seed: int = 20240101
-    thread_count: int = -1
 
 
 class PointModel(Protocol):
@@ -175,7 +122,7 @@ class CatBoostFamily:
         inputs, level = matrix(rows), _floats(rows, "level_28d")
         target, weight, baseline = (
             rows["hourly_count"].to_numpy() / level,
-            level**config.weight_power,
+            row_weights(rows, config),
             np.log(expected(rows) / level),
         )
         blocks = rows["target_ts"].dt.epoch("d").to_numpy() // BLOCK_DAYS
@@ -195,15 +142,25 @@ class CatBoostFamily:
                 allow_writing_files=False,
                 verbose=False,
             )
-            model.fit(
+            learned, unseen = (
                 Pool(
-                    inputs[chosen],
-                    target[chosen],
-                    weight=weight[chosen],
-                    baseline=baseline[chosen],
+                    inputs[part],
+                    target[part],
+                    weight=weight[part],
+                    baseline=baseline[part],
                     feature_names=list(FEATURE_COLUMNS),
                 )
+                for part in (chosen, ~chosen)
             )
+            if config.early_stopping_rounds and not chosen.all():
+                model.fit(
+                    learned,
+                    eval_set=unseen,
+                    early_stopping_rounds=config.early_stopping_rounds,
+                    use_best_model=True,
+                )
+            else:
+                model.fit(learned)
             members.append(model)
         return cls(_average(members))
 
@@ -271,7 +228,7 @@ def _learnable(rows: pl.DataFrame, config: TrainConfig) -> tuple[Matrix, Array, 
     """
     level, usual = _floats(rows, "level_28d"), expected(rows)
     target = np.clip(rows["hourly_count"].to_numpy() / usual, 0.0, 8.0)
-    weight = usual / level * level**config.weight_power
+    weight = usual / level * row_weights(rows, config)
     return matrix(rows)[:, _USED], target, weight / weight.mean()
 
 

@@ -9,7 +9,7 @@ other issue dates, and however much older history, stand in the same call.
 """
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 
@@ -653,14 +653,16 @@ def _emit(
     return pl.DataFrame(columns)
 
 
-def sample_rows(features: pl.DataFrame, fraction: float, seed: int = 0) -> pl.DataFrame:
+def sample_rows(
+    features: pl.DataFrame, fraction: float | Mapping[date, float], seed: int = 0
+) -> pl.DataFrame:
     """A share of the rows, chosen by a hash of counter, issue date and target hour and never by their order.
 
     The same rows are chosen on every machine and whichever frame they stand in.
 
     Args:
         features: has counter_id, service_date and target_ts.
-        fraction: share of rows to keep, 0 to 1.
+        fraction: share of rows to keep, 0 to 1; or that of each issue date.
         seed: another seed chooses other rows.
     """
     counters = features["counter_id"].unique()
@@ -669,7 +671,13 @@ def sample_rows(features: pl.DataFrame, fraction: float, seed: int = 0) -> pl.Da
     issue = features["service_date"].to_physical().to_numpy().astype(np.int64).astype(np.uint64)
     hour = (features["target_ts"].dt.epoch("s").to_numpy().astype(np.int64) // 3600).astype(np.uint64)
     mixed = _mix(counter ^ _mix(issue ^ _mix(hour ^ _mix(np.full(len(hour), seed, dtype=np.uint64)))))
-    keep = (mixed >> np.uint64(11)).astype(np.float64) / 2.0**53 < fraction
+    share: float | Array
+    if isinstance(fraction, Mapping):
+        dates = features["service_date"]
+        share = dates.replace_strict(dict(fraction), return_dtype=pl.Float64).to_numpy()
+    else:
+        share = fraction
+    keep = (mixed >> np.uint64(11)).astype(np.float64) / 2.0**53 < share
     kept = features.filter(pl.Series(keep))
     # Filtered text keeps the text of every row in memory; written anew, a sample is as small as it looks.
     return kept.with_columns(counter_id=pl.Series(kept["counter_id"].to_list(), dtype=pl.String))

@@ -18,7 +18,7 @@ import polars as pl
 
 from bike_assets.core.affluence import Affluence, learn_affluence
 from bike_assets.core.errors import PermanentError
-from bike_assets.core.families import CatBoostFamily, PointModel, TrainConfig, family_of
+from bike_assets.core.families import CatBoostFamily, PointModel, family_of
 from bike_assets.core.features import FEATURE_COLUMNS, drop_weather, sample_rows
 from bike_assets.core.intervals import (
     COVERAGES,
@@ -34,6 +34,7 @@ from bike_assets.core.intervals import (
 )
 from bike_assets.core.metrics import join_truth
 from bike_assets.core.newcomers import BASES, MIN_HISTORY_DAYS
+from bike_assets.core.training import TrainConfig
 
 __all__ = [
     "AFFLUENCE_FILE",
@@ -118,7 +119,7 @@ class Forecaster:
         """
         self.config = config = config or self.config
         family = family_of(config.family)
-        rows = _with_truth(features, truth)
+        rows = with_truth(features, truth)
         if rows.is_empty():
             raise PermanentError(
                 "training: no feature row has a counted hour; give counts of the days the features forecast"
@@ -288,7 +289,13 @@ class Forecaster:
         return self
 
 
-def _with_truth(features: pl.DataFrame, truth: pl.DataFrame) -> pl.DataFrame:
+def with_truth(features: pl.DataFrame, truth: pl.DataFrame) -> pl.DataFrame:
+    """Feature rows whose hour was counted, with their hourly_count (Float64).
+
+    Args:
+        features: has counter_id and target_ts.
+        truth: counter_id, ts_utc, hourly_count.
+    """
     known = truth.select(
         "counter_id", target_ts="ts_utc", hourly_count=pl.col("hourly_count").cast(pl.Float64)
     )

@@ -27,8 +27,8 @@ from bike_assets.assets.forecasting import (
 )
 from bike_assets.core.contracts import CALIBRATIONS, CLEANED_COUNTS, COUNTER_HEALTH, PREDICTIONS
 from bike_assets.core.errors import PermanentError
-from bike_assets.core.families import TrainConfig
 from bike_assets.core.model import Forecaster
+from bike_assets.core.training import TrainConfig
 from bike_assets.core.windows import BaselineWindow
 from bike_assets.partitions import service_days
 from bike_assets.resources.audit import AuditLog
@@ -91,7 +91,7 @@ def test_chunks_are_the_range_in_order_without_gap_or_overlap(first: date, lengt
 
 
 def test_the_training_sample_is_bounded_and_of_the_days_asked_for(filled: DuckDBWarehouse) -> None:
-    sample = training_rows(filled, TRAINED_UNTIL - timedelta(days=2), days=10, rows=1000, seed=1)
+    sample = training_rows(filled, TRAINED_UNTIL - timedelta(days=2), 10, TrainConfig(max_rows=1000, seed=1))
 
     assert 850 < sample.height < 1150
     days = sample["service_date"]
@@ -134,7 +134,9 @@ def test_no_model_learns_from_a_stuck_or_drifting_counter_or_an_impossible_count
 def test_the_training_sample_is_everything_where_there_is_little(filled: DuckDBWarehouse) -> None:
     everything = filled.read(FEATURES).sort(KEYS)
 
-    assert_frame_equal(training_rows(filled, TRAINED_UNTIL, days=400, rows=10**6, seed=1), everything)
+    assert_frame_equal(
+        training_rows(filled, TRAINED_UNTIL, 400, TrainConfig(max_rows=10**6, seed=1)), everything
+    )
 
 
 def test_the_training_sample_follows_from_data_and_seed_alone(
@@ -147,10 +149,12 @@ def test_the_training_sample_follows_from_data_and_seed_alone(
             shuffled = part.filter(service_date=day).sample(fraction=1, shuffle=True, seed=half)
             warehouse.replace(FEATURES, shuffled, day, day)
 
-    sample = training_rows(filled, TRAINED_UNTIL, days=24, rows=1000, seed=1)
+    sample = training_rows(filled, TRAINED_UNTIL, 24, TrainConfig(max_rows=1000, seed=1))
 
-    assert_frame_equal(training_rows(warehouse, TRAINED_UNTIL, days=24, rows=1000, seed=1), sample)
-    assert not training_rows(filled, TRAINED_UNTIL, days=24, rows=1000, seed=2).equals(sample)
+    assert_frame_equal(
+        training_rows(warehouse, TRAINED_UNTIL, 24, TrainConfig(max_rows=1000, seed=1)), sample
+    )
+    assert not training_rows(filled, TRAINED_UNTIL, 24, TrainConfig(max_rows=1000, seed=2)).equals(sample)
 
 
 class Windows(Registry):
@@ -230,7 +234,7 @@ def test_a_training_is_given_no_row_about_the_baseline_window(
 
 def test_no_features_are_said_to_be_missing(warehouse: DuckDBWarehouse) -> None:
     with pytest.raises(PermanentError, match="materialise features first"):
-        training_rows(warehouse, TRAINED_UNTIL, days=24, rows=1000, seed=1)
+        training_rows(warehouse, TRAINED_UNTIL, 24, TrainConfig(max_rows=1000, seed=1))
 
 
 def test_no_counts_are_said_to_be_missing(warehouse: DuckDBWarehouse, filled: DuckDBWarehouse) -> None:

@@ -7,9 +7,9 @@ import pytest
 
 from bike_assets.core.errors import PermanentError
 from bike_assets.core.explain import CEILING, START, USUAL, explain
-from bike_assets.core.families import TrainConfig
 from bike_assets.core.features import FEATURE_COLUMNS, build_features
 from bike_assets.core.model import Forecaster, make_forecaster
+from bike_assets.core.training import TrainConfig
 from bike_assets_tests.core.synthetic import city
 
 CONFIG = TrainConfig(iterations=20, members=2, max_rows=3_000, calibration_days=7)

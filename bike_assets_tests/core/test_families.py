@@ -10,10 +10,11 @@ from polars.testing import assert_frame_equal
 
 from bike_assets.core.calendar import days_between
 from bike_assets.core.errors import PermanentError
-from bike_assets.core.families import FAMILIES, TrainConfig
+from bike_assets.core.families import FAMILIES
 from bike_assets.core.features import FEATURE_COLUMNS, build_features
 from bike_assets.core.metrics import accuracy_by_horizon
 from bike_assets.core.model import Forecaster, make_forecaster
+from bike_assets.core.training import TrainConfig
 from bike_assets_tests.core.synthetic import city
 
 FIRST, TRAINED_UNTIL, LAST = date(2023, 10, 1), date(2024, 1, 14), date(2024, 1, 20)
