@@ -22,7 +22,8 @@ from bike_assets.backtest import newest_day, read_counts
 from bike_assets.core.affluence import affluence_table, with_affluence
 from bike_assets.core.backtest import BacktestConfig, fit, plan_origins, training_data
 from bike_assets.core.calendar import days_between
-from bike_assets.core.families import USED_FEATURES, expected, matrix
+from bike_assets.core.correction import expected, matrix
+from bike_assets.core.families import USED_FEATURES
 from bike_assets.core.features import FEATURE_COLUMNS, build_features, sample_rows
 from bike_assets.core.intervals import scale
 from bike_assets.core.metrics import join_truth

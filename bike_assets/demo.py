@@ -20,7 +20,7 @@ from bike_assets.assets.dbt_models import ACCURACY_MODELS, DESCRIBING_MODELS
 from bike_assets.assets.monitoring import REPORT_HTML, report_folder, reported_drift
 from bike_assets.core.contracts import CLEANED_COUNTS, PREDICTIONS, RAW_COUNTS
 from bike_assets.core.errors import PermanentError
-from bike_assets.core.features import FEATURE_LOOKBACK_DAYS
+from bike_assets.core.features import WARM_UP_DAYS
 from bike_assets.core.metrics import accuracy_by_horizon
 from bike_assets.jobs import CLEANED
 from bike_assets.peak_memory import PeakMemory
@@ -184,7 +184,7 @@ def _materialize_all(
     stage("counters and traffic", [*DESCRIBING_MODELS])
     materialize_weather(settings, definitions, instance, span, outcome=outcome, progress=progress)
     first_issue = max(
-        windows.first + timedelta(days=FEATURE_LOOKBACK_DAYS),
+        windows.first + timedelta(days=WARM_UP_DAYS),
         windows.train_until - timedelta(days=settings.training_days - 1),
     )
     stage(

@@ -10,7 +10,7 @@ from datetime import date, timedelta
 import dagster as dg
 
 from bike_assets.core.calendar import LOCAL_TZ
-from bike_assets.core.features import FEATURE_LOOKBACK_DAYS, LOOKBACK_DAYS
+from bike_assets.core.features import LOOKBACK_DAYS, WARM_UP_DAYS
 from bike_assets.settings import Settings
 
 
@@ -35,7 +35,7 @@ def counted_and_issue_days(
         days = service_days(settings.partitions_start)
         return days, days
     first, last = settings.simulator_first_day, settings.simulator_last_day
-    first_issue = min(first + timedelta(days=FEATURE_LOOKBACK_DAYS), last)
+    first_issue = min(first + timedelta(days=WARM_UP_DAYS), last)
     return service_days(first, last), service_days(first_issue, last + timedelta(days=1))
 
 

@@ -20,7 +20,7 @@ from bike_assets.core.affluence import with_affluence
 from bike_assets.core.calendar import LOCAL_TZ, calendar_table, days_between
 from bike_assets.core.errors import PermanentError
 from bike_assets.core.families import family_of
-from bike_assets.core.features import FEATURE_LOOKBACK_DAYS, build_features, sample_rows
+from bike_assets.core.features import WARM_UP_DAYS, build_features, sample_rows
 from bike_assets.core.intervals import ERROR_COLUMNS, WINDOW_DAYS, target_day
 from bike_assets.core.metrics import accuracy_table, join_truth, mase_scale
 from bike_assets.core.model import Forecaster, make_forecaster
@@ -160,8 +160,8 @@ def plan_origins(config: BacktestConfig, history_from: date) -> tuple[Origin, ..
 
     Args:
         config: the backtest.
-        history_from: first local day with counts; features look back `FEATURE_LOOKBACK_DAYS` from the first issue
-            date that is trained on.
+        history_from: first local day with counts; the first issue date that is trained on has
+            `WARM_UP_DAYS` of them before it.
 
     Raises:
         PermanentError: there is no history to train on before the first origin.
@@ -173,13 +173,13 @@ def plan_origins(config: BacktestConfig, history_from: date) -> tuple[Origin, ..
     origins = []
     for start, end in zip(starts, ends, strict=True):
         until = config.train_until if config.train_until and start == config.first else start - _DAY
-        begin = history_from + FEATURE_LOOKBACK_DAYS * _DAY
+        begin = history_from + WARM_UP_DAYS * _DAY
         if config.window_days is not None:
             begin = max(begin, until - (config.window_days - 1) * _DAY)
         if begin > until:
             raise PermanentError(
                 f"backtest: counts begin on {history_from}, and training up to {until} needs more than "
-                f"{FEATURE_LOOKBACK_DAYS} days of them before; begin the period later or give older counts"
+                f"{WARM_UP_DAYS} days of them before; begin the period later or give older counts"
             )
         origins.append(Origin(begin, until, start, end))
     return tuple(origins)

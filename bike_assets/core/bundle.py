@@ -6,7 +6,7 @@ here: which model is champion (`promotion`, the registry), how features and fore
 
 A bundle is a flat directory, written once and never changed, whose name is the hash of its manifest:
 
-    model.cbm, calibration.json, affluence.json   (or another family's files) what `Forecaster.save` wrote
+    model.cbm, log_linear.npz     (or another family's files), calibration.json and affluence.json: the forecaster
     context.parquet               the recent cleaned counts that the features of a forecast need
     weather.parquet               the observed weather of those days and the forecasts of their mornings
     calibrations.parquet          of the intervals of each issue date, as the platform forecast it

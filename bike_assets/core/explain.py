@@ -3,10 +3,10 @@
 Belongs here: contributions to single forecasts of the default family. Does not belong here: weight of inputs over all
 forecasts (`Forecaster.feature_importance`), and printing.
 
-The trees' correction is a sum of Shapley values on the logarithmic scale (Lundberg et al. 2020, computed by CatBoost
-itself), so every input multiplies the forecast by a factor. Factors become bicycles by the logarithmic mean, the
-decomposition that leaves no rest and in which no order of the inputs matters (LMDI, Ang 2004): contributions and the
-starting point sum to the forecast.
+The correction is a sum on the logarithmic scale, of the trees' Shapley values (Lundberg et al. 2020) and of the
+regression's terms, so every input multiplies the forecast by a factor. Factors become bicycles by the logarithmic mean,
+the decomposition that leaves no rest and in which no order of the inputs matters (LMDI, Ang 2004): contributions and
+the starting point sum to the forecast.
 """
 
 from typing import Final
@@ -14,8 +14,8 @@ from typing import Final
 import numpy as np
 import polars as pl
 
+from bike_assets.core.correction import Array, corrected, expected
 from bike_assets.core.errors import PermanentError
-from bike_assets.core.families import Array, corrected, expected, matrix
 from bike_assets.core.features import FEATURE_COLUMNS
 from bike_assets.core.model import Forecaster
 
@@ -43,17 +43,11 @@ def explain(forecaster: Forecaster, features: pl.DataFrame) -> pl.DataFrame:
     Raises:
         PermanentError: the forecaster is of another family, or not trained.
     """
-    from catboost import Pool
-
-    trees = forecaster.catboost
+    family = forecaster.catboost
     if features.is_empty():
         raise PermanentError("there is nothing to explain: no row of features was given")
     config = forecaster.config
-    pool = Pool(matrix(features), feature_names=list(FEATURE_COLUMNS))
-    shares = np.asarray(
-        trees.get_feature_importance(pool, type="ShapValues", thread_count=config.thread_count),
-        dtype=np.float64,
-    )
+    shares = family.contributions(features, config)
     logs = config.shrinkage * np.column_stack([shares[:, -1], shares[:, :-1]])
     start = expected(features)
     free = start * np.exp(logs.sum(axis=1))

@@ -7,7 +7,8 @@ and what they weigh (`bike_assets.core.training`).
 Every learned family forecasts what recent days of the same kind say, times a learned correction. The trees of the
 default have Tweedie's loss (Jørgensen 1987), on counts divided by the counter's 28-day level so that a quiet lane and
 a boulevard teach each other. What a day is like (weather, strikes) is common to all counters, so a year of training is
-a few hundred cases and not a million: members each see half of the weeks, and their mean correction is shrunk.
+a few hundred cases and not a million: members each see half of the weeks, a log-linear regression has half a say
+(`bike_assets.core.log_linear`), and the mean correction is shrunk.
 
 Files hold numbers only, never code: nothing of a model is unpickled. Asking a family needs neither scikit-learn nor
 anything else that only training needs.
@@ -22,8 +23,19 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from bike_assets.core.correction import (
+    GREATEST_FACTOR,
+    LEAST_FACTOR,
+    Array,
+    Matrix,
+    column,
+    corrected,
+    expected,
+    matrix,
+)
 from bike_assets.core.errors import PermanentError
-from bike_assets.core.features import COUNT_FEATURES, FEATURE_COLUMNS
+from bike_assets.core.features import FEATURE_COLUMNS
+from bike_assets.core.log_linear import LOG_LINEAR_FILE, LogLinearFamily
 from bike_assets.core.training import TrainConfig, row_weights
 
 MODEL_FILE = "model.cbm"
@@ -43,9 +55,6 @@ UNUSED_FEATURES: tuple[str, ...] = tuple(
 heart. Counters without a past get their daily profile from them."""
 
 USED_FEATURES: tuple[str, ...] = tuple(name for name in FEATURE_COLUMNS if name not in UNUSED_FEATURES)
-
-Array = NDArray[np.float64]
-Matrix = NDArray[np.float32]
 
 
 class PointModel(Protocol):
@@ -78,48 +87,21 @@ class PointModel(Protocol):
         ...
 
 
-def matrix(rows: pl.DataFrame) -> Matrix:
-    """Inputs of a model [row, feature of FEATURE_COLUMNS], counts divided by the level; NaN where unknown."""
-    level = rows["level_28d"].to_numpy()
-    values = np.empty((rows.height, len(FEATURE_COLUMNS)), dtype=np.float32, order="F")
-    for i, name in enumerate(FEATURE_COLUMNS):
-        column = rows[name].to_numpy()
-        values[:, i] = column / level if name in COUNT_FEATURES else column
-    return values
-
-
-def expected(rows: pl.DataFrame) -> Array:
-    """What recent same weekdays and same kinds of day say; a counter without any gets the city's daily profile."""
-    level = _floats(rows, "level_28d")
-    week, kind = _floats(rows, "week_mean_clean"), _floats(rows, "type_ewm")
-    profile = np.nan_to_num(_floats(rows, "network_profile"), nan=1.0)
-    both = np.where(np.isnan(week), kind, np.where(np.isnan(kind), week, 0.5 * (week + kind)))
-    # A correction is a factor: it needs something above 0 to work on.
-    return np.asarray(np.where(np.isnan(both), level * profile, both) + 0.02 * level + 0.3)
-
-
-def corrected(rows: pl.DataFrame, correction: Array, config: TrainConfig) -> Array:
-    """Expected counts times the shrunk exp(correction), within what the counter has shown."""
-    forecast = expected(rows) * np.exp(config.shrinkage * correction)
-    return np.asarray(np.maximum(np.fmin(forecast, _floats(rows, "max_56d") * config.cap_factor), 0.0))
-
-
-def _floats(rows: pl.DataFrame, name: str) -> Array:
-    return rows[name].to_numpy().astype(np.float64)
-
-
 class CatBoostFamily:
-    """Gradient-boosted symmetric trees (Prokhorenkova et al. 2018): the default."""
+    """Gradient-boosted symmetric trees (Prokhorenkova et al. 2018), averaged with a log-linear regression: the default.
 
-    def __init__(self, trees: Any) -> None:
-        self.trees = trees
+    The mean is of corrections, in logarithms: `TrainConfig.linear_share` is the regression's part of it.
+    """
+
+    def __init__(self, trees: Any, linear: LogLinearFamily | None) -> None:
+        self.trees, self.linear = trees, linear
 
     @classmethod
     def train(cls, rows: pl.DataFrame, config: TrainConfig) -> Self:
         """Fit members on complementary halves of the weeks and average them."""
         from catboost import CatBoostRegressor, Pool
 
-        inputs, level = matrix(rows), _floats(rows, "level_28d")
+        inputs, level = matrix(rows), column(rows, "level_28d")
         target, weight, baseline = (
             rows["hourly_count"].to_numpy() / level,
             row_weights(rows, config),
@@ -162,19 +144,41 @@ class CatBoostFamily:
             else:
                 model.fit(learned)
             members.append(model)
-        return cls(_average(members))
+        linear = LogLinearFamily.train(rows, config) if config.linear_share else None
+        return cls(_average(members), linear)
 
     def forecast(self, rows: pl.DataFrame, config: TrainConfig) -> Array:
         """Expected count of every row."""
         if rows.is_empty():
             return np.zeros(0)
-        correction = self.trees.predict(
+        raw = self.trees.predict(
             matrix(rows), prediction_type="RawFormulaVal", thread_count=config.thread_count
         )
-        return corrected(rows, np.asarray(correction, dtype=np.float64), config)
+        correction = np.asarray(raw, dtype=np.float64)
+        if self.linear is not None:
+            correction += config.linear_share * (self.linear.correction(rows) - correction)
+        return corrected(rows, correction, config)
+
+    def contributions(self, rows: pl.DataFrame, config: TrainConfig) -> Array:
+        """What every input adds to the correction [row, feature of FEATURE_COLUMNS and what all rows have in common].
+
+        Of the trees Shapley values, computed by CatBoost (Lundberg et al. 2020); of the regression its terms.
+        """
+        from catboost import Pool
+
+        pool = Pool(matrix(rows), feature_names=list(FEATURE_COLUMNS))
+        shares = np.asarray(
+            self.trees.get_feature_importance(pool, type="ShapValues", thread_count=config.thread_count),
+            dtype=np.float64,
+        )
+        if self.linear is not None:
+            shares += config.linear_share * (self.linear.contributions(rows) - shares)
+        return shares
 
     def save(self, folder: Path) -> None:
-        """Write `model.cbm`."""
+        """Write `model.cbm` and, of the regression, `log_linear.npz`."""
+        if self.linear is not None:
+            self.linear.save(folder)
         metadata = self.trees.get_metadata()
         # A loaded model carries empty parameters, about which CatBoost complains on stderr at the next loading.
         if "params" in list(metadata):
@@ -183,7 +187,7 @@ class CatBoostFamily:
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Read `model.cbm`."""
+        """Read `model.cbm`, and `log_linear.npz` where it is."""
         from catboost import CatBoostError, CatBoostRegressor
 
         trees = CatBoostRegressor()
@@ -191,10 +195,10 @@ class CatBoostFamily:
             trees.load_model(str(folder / MODEL_FILE))
         except CatBoostError as error:
             raise ValueError(str(error).splitlines()[0]) from error
-        return cls(trees)
+        return cls(trees, LogLinearFamily.load(folder) if (folder / LOG_LINEAR_FILE).exists() else None)
 
     def importance(self) -> Mapping[str, float]:
-        """Share of the loss change each feature explains (PredictionValuesChange)."""
+        """Share of the loss change each feature explains in the trees (PredictionValuesChange)."""
         shares = np.asarray(self.trees.get_feature_importance(), dtype=np.float64)
         return dict(zip(FEATURE_COLUMNS, (shares / max(shares.sum(), 1e-12)).tolist(), strict=True))
 
@@ -226,14 +230,13 @@ def _learnable(rows: pl.DataFrame, config: TrainConfig) -> tuple[Matrix, Array, 
     Weights hold the expectation, so that a mean of targets is a ratio of counts: many zeros of quiet hours then do
     not outweigh the few hours that people ride in.
     """
-    level, usual = _floats(rows, "level_28d"), expected(rows)
-    target = np.clip(rows["hourly_count"].to_numpy() / usual, 0.0, 8.0)
+    level, usual = column(rows, "level_28d"), expected(rows)
+    target = np.clip(rows["hourly_count"].to_numpy() / usual, 0.0, GREATEST_FACTOR)
     weight = usual / level * row_weights(rows, config)
     return matrix(rows)[:, _USED], target, weight / weight.mean()
 
 
 _USED: Final = np.array([FEATURE_COLUMNS.index(name) for name in USED_FEATURES])
-_SMALLEST_FACTOR: Final = 0.02
 
 
 class RandomForestFamily:
@@ -290,7 +293,7 @@ class RandomForestFamily:
                 lower = inputs[row[inner], feature[at]] <= threshold[at]
                 node[inner] = np.where(lower, left[at], right[at])
             total += value[node]
-        factor = np.maximum(total / len(ends), _SMALLEST_FACTOR)
+        factor = np.maximum(total / len(ends), LEAST_FACTOR)
         return corrected(rows, np.log(factor), config)
 
     def save(self, folder: Path) -> None:
@@ -364,7 +367,7 @@ class NeuralNetFamily:
                 values = values @ self._arrays[f"weights_{i}"] + self._arrays[f"bias_{i}"]
                 values = np.maximum(values, 0.0) if i < depth - 1 else values
             correction[start : start + self._BLOCK] = values[: len(part), 0]
-        return corrected(rows, np.clip(correction, np.log(_SMALLEST_FACTOR), np.log(8.0)), config)
+        return corrected(rows, np.clip(correction, np.log(LEAST_FACTOR), np.log(GREATEST_FACTOR)), config)
 
     def save(self, folder: Path) -> None:
         """Write `neural_net.npz`."""
@@ -438,7 +441,7 @@ class _Baseline:
 
     def forecast(self, rows: pl.DataFrame, config: TrainConfig) -> Array:  # noqa: ARG002
         """The baseline as it stands in the features."""
-        return _floats(rows, self.column)
+        return column(rows, self.column)
 
     def save(self, folder: Path) -> None:
         """There is nothing to write."""
@@ -467,6 +470,7 @@ class MeanOfFourWeeksFamily(_Baseline):
 
 FAMILIES: Final[Mapping[str, type[PointModel]]] = {
     "catboost": CatBoostFamily,
+    "log_linear": LogLinearFamily,
     "random_forest": RandomForestFamily,
     "neural_net": NeuralNetFamily,
     "ensemble": EnsembleFamily,

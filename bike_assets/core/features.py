@@ -35,6 +35,10 @@ from bike_assets.core.weather import KnownWeather, feels_like, lay_out
 FEATURE_LOOKBACK_DAYS = 56
 """Oldest day, before the issue date, whose count a feature looks at."""
 
+WARM_UP_DAYS = 28
+"""Days of counts before the first issue date that is worth training on: older inputs are then missing, as they are for
+young counters. With all of them a short history loses a month more to no gain."""
+
 LOOKBACK_DAYS = FEATURE_LOOKBACK_DAYS + MASK_LOOKBACK_DAYS
 """Features of issue date D use only rows with D - LOOKBACK_DAYS <= service_date <= D - 1."""
 

@@ -5,7 +5,8 @@ not belong here: how forecasts are made (`bike_assets.core.families`), and where
 
 Split conformal (Papadopoulos et al. 2002): quantiles of scaled errors, by horizon and class of forecast, widened or
 narrowed for each counter by how its own errors lay within them. What a forecast errs changes with the season and the
-city, so the errors are those of the last six weeks whose truth is known at issue, every day weighing the same.
+city, so the errors are those of the last six weeks whose truth is known at issue, and newer days weigh more (weighted
+conformal quantiles for data that drift, Barber et al. 2023).
 """
 
 import json
@@ -28,6 +29,8 @@ MIN_CLASS_ROWS = 200
 
 WINDOW_DAYS = 42
 """Days before the issue date whose errors count."""
+HALF_LIFE_DAYS = 14.0
+"""An error weighs half of one that is so many days newer."""
 MIN_DAYS = 14
 """With errors of fewer days the calibration of the training stays."""
 MAX_ROWS = 40_000
@@ -125,13 +128,14 @@ def calibrate(errors: pl.DataFrame) -> Calibration:
     """Quantiles of the scaled errors of forecasts that did not know their truth.
 
     Args:
-        errors: `ERROR_COLUMNS`, at least one row. A day of few rows weighs as much as one of many, so that a
-            sample of older errors and all of the newer ones can stand together.
+        errors: `ERROR_COLUMNS`, at least one row. Each day weighs by its age alone, one of few rows as much as one
+            of many, so that a sample of older errors and all of the newer ones can stand together.
     """
     forecast, truth = (errors[name].to_numpy().astype(np.float64) for name in ("forecast", "hourly_count"))
     horizon = errors["horizon"].to_numpy()
     per_day = errors.select(pl.len().over(target_day(), "horizon")).to_series().to_numpy()
-    weight = 1.0 / per_day
+    day = errors.select(target_day().cast(pl.Int32)).to_series().to_numpy().astype(np.float64)
+    weight = 0.5 ** ((day.max() - day) / HALF_LIFE_DAYS) / per_day
     error = (truth - forecast) / scale(forecast)
     kind = np.digitize(forecast, LEVEL_EDGES)
     order = np.argsort(error, kind="stable")

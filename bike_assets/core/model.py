@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -47,7 +46,7 @@ __all__ = [
 
 CALIBRATION_FILE = "calibration.json"
 AFFLUENCE_FILE = "affluence.json"
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 
 HOLDOUT_SCHEMA = pl.Schema(
     {
@@ -224,15 +223,15 @@ class Forecaster:
         )
 
     @property
-    def catboost(self) -> Any:
-        """The fitted CatBoost model, whose inputs are `families.matrix` of features.
+    def catboost(self) -> CatBoostFamily:
+        """The fitted default family, with its trees and its regression.
 
         Raises:
             PermanentError: the forecaster is not trained, or of another family.
         """
         if not isinstance(self.model, CatBoostFamily):
             raise PermanentError(f"a forecaster of family {self.config.family} has no CatBoost model")
-        return self.model.trees
+        return self.model
 
     def feature_importance(self) -> dict[str, float]:
         """Weight of each input in per cent, largest first; all 0 where the family cannot tell."""

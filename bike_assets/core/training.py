@@ -40,6 +40,8 @@ class TrainConfig:
         l2_leaf_reg: L2 regularisation of leaf values (catboost).
         border_count: values that a feature is binned into; more cost time and bring no accuracy (catboost).
         tweedie_power: variance power of the loss, 1 (Poisson) to 2 (gamma) (catboost).
+        linear_share: part of the log-linear regression in the mean with the trees, 0 to 1; 0: trees alone (catboost).
+        linear_ridge: ridge penalty of the regression's standardised coefficients (log_linear, catboost).
         early_stopping_rounds: a member ends when that many trees have not improved its forecast of the weeks it was
             not trained on, and keeps the trees up to the best; 0 grows all (catboost with 2 members or more).
         forest_trees: trees of the random forest.
@@ -76,6 +78,8 @@ class TrainConfig:
     l2_leaf_reg: float = 5.0
     border_count: int = 64
     tweedie_power: float = 1.5
+    linear_share: float = 0.5
+    linear_ridge: float = 100.0
     early_stopping_rounds: int = 0
     forest_trees: int = 60
     forest_leaf: int = 20
@@ -118,6 +122,8 @@ _RANGES: Final[Mapping[str, tuple[float, float]]] = {
     "l2_leaf_reg": (0, math.inf),
     "border_count": (1, 65_535),
     "tweedie_power": (1.01, 1.99),
+    "linear_share": (0, 1),
+    "linear_ridge": (0.01, math.inf),
     "early_stopping_rounds": (0, math.inf),
     "forest_trees": (1, math.inf),
     "forest_leaf": (1, math.inf),

@@ -132,9 +132,9 @@ class ModelRegistry(dg.ConfigurableResource):  # type: ignore[type-arg]
             ):  # the one of our families that MLflow knows how to keep
                 inputs = example.select(FEATURE_COLUMNS).cast(pl.Float64).to_pandas()
                 source = mlflow.catboost.log_model(
-                    forecaster.catboost,
+                    forecaster.catboost.trees,
                     name="model",
-                    signature=infer_signature(inputs, forecaster.catboost.predict(inputs)),
+                    signature=infer_signature(inputs, forecaster.catboost.trees.predict(inputs)),
                     pip_requirements=["catboost"],
                 ).model_uri
         self._ensure_model(client)

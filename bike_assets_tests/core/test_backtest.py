@@ -19,7 +19,7 @@ from bike_assets.core.backtest import (
     verdict,
 )
 from bike_assets.core.errors import PermanentError
-from bike_assets.core.features import FEATURE_LOOKBACK_DAYS
+from bike_assets.core.features import WARM_UP_DAYS
 from bike_assets.core.metrics import join_truth, score
 from bike_assets.core.model import TrainConfig
 from bike_assets_tests.core.synthetic import city
@@ -60,7 +60,7 @@ def test_trains_once_or_on_the_first_of_every_month() -> None:
     once = BacktestConfig(date(2024, 5, 20), date(2024, 7, 10))
     (origin,) = plan_origins(once, start)
     assert (origin.train_until, origin.first, origin.last) == (date(2024, 5, 19), once.first, once.last)
-    assert origin.train_from == start + timedelta(days=FEATURE_LOOKBACK_DAYS)
+    assert origin.train_from == start + timedelta(days=WARM_UP_DAYS)
     monthly = plan_origins(
         BacktestConfig(once.first, once.last, date(2024, 4, 30), "monthly", window_days=30), start
     )
@@ -89,7 +89,7 @@ def test_an_impossible_backtest_is_refused(arguments: dict[str, object], word: s
 
 def test_too_little_history_is_refused() -> None:
     with pytest.raises(PermanentError, match="give older counts"):
-        plan_origins(CONFIG, CONFIG.first - timedelta(days=FEATURE_LOOKBACK_DAYS))
+        plan_origins(CONFIG, CONFIG.first - timedelta(days=WARM_UP_DAYS))
 
 
 def test_every_counted_hour_is_scored_at_every_horizon_it_was_forecast_at(

@@ -35,6 +35,7 @@ HISTORY_DAYS = LOOKBACK_DAYS + ISSUE_DAYS + 20
 COUNTER_IDS = ("100-E", "100-W", "200-N", "300-S")
 MODEL_FILES = (
     "model.cbm",
+    "log_linear.npz",
     "calibration.json",
     "affluence.json",
     "context.parquet",

@@ -14,6 +14,7 @@ from bike_assets.core.errors import PermanentError
 from bike_assets.core.families import MODEL_FILE, UNUSED_FEATURES
 from bike_assets.core.features import FEATURE_COLUMNS, build_features
 from bike_assets.core.intervals import ERROR_COLUMNS, target_day
+from bike_assets.core.log_linear import LOG_LINEAR_FILE
 from bike_assets.core.metrics import accuracy_by_horizon, join_truth
 from bike_assets.core.model import AFFLUENCE_FILE, CALIBRATION_FILE, Forecaster, TrainConfig
 from bike_assets_tests.core.synthetic import city
@@ -95,7 +96,7 @@ def test_the_same_data_and_seed_give_the_same_model(
     assert_frame_equal(again.predict(rows), model.predict(rows), check_exact=True)
     model.save(tmp_path / "one")
     again.save(tmp_path / "two")
-    for name in (CALIBRATION_FILE, MODEL_FILE):
+    for name in (CALIBRATION_FILE, LOG_LINEAR_FILE, MODEL_FILE):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     other = Forecaster().fit(training, known, TrainConfig(**{**CONFIG.__dict__, "seed": 5}))
     assert not other.predict(rows).equals(model.predict(rows))
@@ -108,6 +109,7 @@ def test_files_bring_back_the_same_forecaster(
     assert sorted(path.name for path in (tmp_path / "m").iterdir()) == [
         AFFLUENCE_FILE,
         CALIBRATION_FILE,
+        LOG_LINEAR_FILE,
         MODEL_FILE,
     ]
     loaded = Forecaster.load(tmp_path / "m")

@@ -13,7 +13,7 @@ import pytest
 from bike_assets.assets.forecasting import TRAINING_TABLES, believable_truth, training_config
 from bike_assets.core.bundle import WEATHER_CONTEXT_COLUMNS, load_bundle, load_public_key
 from bike_assets.core.contracts import CLEANED_COUNTS, COUNTERS, PREDICTIONS, RAW_WEATHER, features_contract
-from bike_assets.core.features import FEATURE_COLUMNS, FEATURE_LOOKBACK_DAYS, build_features, sample_rows
+from bike_assets.core.features import FEATURE_COLUMNS, WARM_UP_DAYS, build_features, sample_rows
 from bike_assets.core.intervals import ERROR_COLUMNS
 from bike_assets.core.model import Forecaster
 from bike_assets.home import open_instance
@@ -144,7 +144,7 @@ def test_the_drift_report_is_there(demo_home: DemoHome) -> None:
 PARTITIONS = {
     "raw_counts": (FIRST, LAST),
     "cleaned_counts": (FIRST, LAST),
-    "features": (FIRST + timedelta(days=FEATURE_LOOKBACK_DAYS), NEWEST_ISSUE),
+    "features": (FIRST + timedelta(days=WARM_UP_DAYS), NEWEST_ISSUE),
     "predictions": (TRAIN_UNTIL + timedelta(days=1), NEWEST_ISSUE),
     "drift_report": (NEWEST_ISSUE, NEWEST_ISSUE),
     "retraining_decision": (NEWEST_ISSUE, NEWEST_ISSUE),
@@ -273,7 +273,7 @@ def test_training_saw_nothing_after_its_end(
     """Trained again from counts that end on that day, the model forecasts the same to the last digit."""
     settings = demo_home.settings
     features = _features_known(
-        warehouse, TRAIN_UNTIL, days(FIRST + timedelta(days=FEATURE_LOOKBACK_DAYS), TRAIN_UNTIL)
+        warehouse, TRAIN_UNTIL, days(FIRST + timedelta(days=WARM_UP_DAYS), TRAIN_UNTIL)
     )
     rows = sample_rows(features, min(1.0, settings.training_rows / features.height), settings.seed)
     again = Forecaster().fit(
