@@ -152,8 +152,8 @@ class LogLinearFamily:
     def train(cls, rows: pl.DataFrame, config: TrainConfig) -> Self:
         """Fit the factor between count and expectation."""
         inputs = np.column_stack([value for _, value in terms(rows)])
-        centre, spread = np.asarray(inputs.mean(axis=0)), np.asarray(inputs.std(axis=0))
-        spread = np.where(spread > 1e-9, spread, 1.0)
+        centre, deviation = inputs.mean(axis=0), inputs.std(axis=0)
+        spread = np.where(deviation > 1e-9, deviation, 1.0)
         inputs = np.column_stack([np.ones(len(inputs)), (inputs - centre) / spread])
         usual = expected(rows)
         target = np.clip(column(rows, "hourly_count") / usual, 0.0, GREATEST_FACTOR)
@@ -166,8 +166,9 @@ class LogLinearFamily:
             logs = np.clip(inputs @ coefficients, -3.0, 2.0)
             factor = np.exp(logs)
             weighted = inputs * (weight * factor)[:, None]
-            coefficients = np.linalg.solve(
-                weighted.T @ inputs + penalty, weighted.T @ (logs + (target - factor) / factor)
+            pulled = weighted.T @ (logs + (target - factor) / factor)
+            coefficients = np.asarray(
+                np.linalg.solve(weighted.T @ inputs + penalty, pulled), dtype=np.float64
             )
         return cls({"centre": centre, "spread": spread, "coefficients": coefficients})
 

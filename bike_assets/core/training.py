@@ -86,7 +86,7 @@ class TrainConfig:
     forest_depth: int = 14
     net_layers: tuple[int, ...] = (64, 32)
     net_epochs: int = 12
-    shrinkage: float = 0.9
+    shrinkage: float = 0.95
     weather_dropout: float = 0.35
     weight_power: float = 0.5
     recency_half_life_days: float = 0.0
