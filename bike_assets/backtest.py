@@ -294,9 +294,9 @@ def _forecast(
     """Make the forecasts that are not kept yet; how many origins and families were kept already."""
     work = [(origin, family) for origin in origins for family in config.all_families]
     total = sum(_FIT_SHARE + len(origin.issue_dates) for origin, _ in work)
-    done, reused = 0.0, 0
+    done, reused, data = 0.0, 0, None
     for origin in origins:
-        data = None
+        earlier, data = data, None
         for family in config.all_families:
             text = f"{family}: trained until {origin.train_until}, issued {origin.first} to {origin.last}"
             if store.has(origin, family):
@@ -304,7 +304,7 @@ def _forecast(
                 progress(f"{text} (kept)", done / total)
                 continue
             progress(text, done / total)
-            data = data or training_data(counts, origin, config.training, weather)
+            data = data or training_data(counts, origin, config.training, weather, earlier)
             forecaster = fit(family, data, config.training)
             done += _FIT_SHARE
             progress(text, done / total)

@@ -1,5 +1,6 @@
 """Backtests see what production would have seen, score every counted hour, and judge what they scored."""
 
+from dataclasses import replace
 from datetime import date, timedelta
 
 import numpy as np
@@ -115,6 +116,20 @@ def test_training_sees_nothing_after_its_end(counts: pl.DataFrame) -> None:
     assert one.features["service_date"].max() == origin.train_until
     for name in ("features", "truth", "counters"):
         assert getattr(one, name).equals(getattr(two, name)), name
+
+
+@pytest.mark.parametrize("window", [None, 20])
+def test_rows_of_an_earlier_training_are_as_good_as_new(counts: pl.DataFrame, window: int | None) -> None:
+    config = replace(CONFIG, retrain="monthly", window_days=window)
+    first, *_, last = plan_origins(config, counts["service_date"].min())  # type: ignore[arg-type]
+    few = replace(CONFIG.training, max_rows=4_000, recent_days=5)
+    earlier = training_data(counts, first, few)
+    key = ["service_date", "counter_id", "target_ts"]
+    once, anew = (
+        training_data(counts, last, few, earlier=given).features.sort(key) for given in (earlier, None)
+    )
+    assert first.train_until < last.train_until
+    assert once.equals(anew)
 
 
 def test_a_forecast_sees_nothing_from_its_issue_date_on(counts: pl.DataFrame, scored: pl.DataFrame) -> None:

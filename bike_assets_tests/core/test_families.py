@@ -4,6 +4,7 @@ from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
@@ -12,6 +13,7 @@ from bike_assets.core.calendar import days_between
 from bike_assets.core.errors import PermanentError
 from bike_assets.core.families import FAMILIES
 from bike_assets.core.features import FEATURE_COLUMNS, build_features
+from bike_assets.core.log_linear import HIGHEST, LOG_LINEAR_FILE, LOWEST
 from bike_assets.core.metrics import accuracy_by_horizon
 from bike_assets.core.model import Forecaster, make_forecaster
 from bike_assets.core.training import TrainConfig
@@ -19,7 +21,7 @@ from bike_assets_tests.core.synthetic import city
 
 FIRST, TRAINED_UNTIL, LAST = date(2023, 10, 1), date(2024, 1, 14), date(2024, 1, 20)
 DAY = timedelta(days=1)
-LEARNED = ("catboost", "random_forest", "neural_net", "ensemble")
+LEARNED = ("catboost", "log_linear", "random_forest", "neural_net", "ensemble")
 CONFIG = TrainConfig(
     iterations=30,
     members=2,
@@ -93,6 +95,49 @@ def test_importances_are_shares_of_known_features(trained: dict[str, Forecaster]
         shares = model.feature_importance()
         assert set(shares) == set(FEATURE_COLUMNS)
         assert sum(shares.values()) == pytest.approx(0 if name == "neural_net" else 100)
+
+
+def test_the_default_is_the_mean_of_trees_and_regression(
+    trained: dict[str, Forecaster], training: pl.DataFrame
+) -> None:
+    rows = training.tail(500).with_columns(max_56d=pl.lit(None, dtype=pl.Float32))  # no ceiling
+    model = trained["catboost"].catboost
+    mean, trees, linear = (model.forecast(rows, replace(CONFIG, linear_share=share)) for share in (0.5, 0, 1))
+    np.testing.assert_allclose(mean, np.sqrt(trees * linear))
+    assert model.linear is not None
+    np.testing.assert_allclose(linear, model.linear.forecast(rows, CONFIG))
+
+
+def test_trees_alone_keep_no_regression(training: pl.DataFrame, known: pl.DataFrame, tmp_path: Path) -> None:
+    alone = make_forecaster("catboost", replace(CONFIG, linear_share=0.0, iterations=5)).fit(training, known)
+    alone.save(tmp_path)
+    assert not (tmp_path / LOG_LINEAR_FILE).exists()
+    rows = training.tail(500)
+    assert_frame_equal(Forecaster.load(tmp_path).predict(rows), alone.predict(rows), check_exact=True)
+
+
+def test_parts_of_the_regression_sum_to_its_correction(
+    trained: dict[str, Forecaster], training: pl.DataFrame
+) -> None:
+    linear = trained["catboost"].catboost.linear
+    assert linear is not None
+    extreme = training.tail(500).with_columns(day_lag_1=1e9, type_last_1=1e9, week_lag_1=1e9)
+    for rows in (training.tail(500), extreme.cast({pl.Float64: pl.Float32})):
+        parts, correction = linear.contributions(rows), linear.correction(rows)
+        np.testing.assert_allclose(parts.sum(axis=1), correction, rtol=1e-9, atol=1e-9)
+        assert LOWEST <= correction.min() <= correction.max() <= HIGHEST
+    assert (correction == HIGHEST).any()
+
+
+def test_members_stop_early_where_other_weeks_no_longer_gain(
+    training: pl.DataFrame, known: pl.DataFrame
+) -> None:
+    config = replace(CONFIG, iterations=400, learning_rate=0.8, early_stopping_rounds=5, linear_share=0.0)
+    stopped, again = (make_forecaster("catboost", config).fit(training, known) for _ in range(2))
+    trees = stopped.catboost.trees.tree_count_
+    assert 0 < trees < 100
+    rows = training.tail(500)
+    assert_frame_equal(stopped.predict(rows), again.predict(rows), check_exact=True)
 
 
 def test_an_unknown_family_and_files_of_another_are_clear_errors(

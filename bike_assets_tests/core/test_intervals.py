@@ -110,7 +110,18 @@ def test_errors_that_are_not_known_yet_change_nothing(back: int, seed: int) -> N
 ERRORS = vintages()
 
 
-def test_with_few_days_the_training_stands_and_days_weigh_the_same() -> None:
+def test_newer_errors_weigh_more() -> None:
+    day = pl.col("service_date")
+    calm, wild = (vintages(noise=noise).filter(day < ISSUE) for noise in (3.0, 30.0))
+    half = ISSUE - WINDOW_DAYS // 2 * DAY
+    calmed = pl.concat([wild.filter(day < half), calm.filter(day >= half)])
+    roused = pl.concat([calm.filter(day < half), wild.filter(day >= half)])
+    now_calm, now_wild = (recalibrate(errors, ISSUE, Calibration()) for errors in (calmed, roused))
+    for (_, low), (_, high) in zip(now_calm.quantiles[80][0], now_wild.quantiles[80][0], strict=True):
+        assert low < 0.8 * high
+
+
+def test_with_few_days_the_training_stands_and_a_dense_day_weighs_no_more() -> None:
     errors, training = vintages(), Calibration(rows=1)
     assert recalibrate(errors, FIRST + 10 * DAY, training) is training
     day = pl.col("service_date").is_between(FIRST, FIRST + 30 * DAY)

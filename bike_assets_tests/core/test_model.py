@@ -7,6 +7,8 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from bike_assets.core.calendar import days_between
@@ -79,13 +81,29 @@ def test_intervals_hold_about_what_they_promise(predictions: pl.DataFrame, count
         assert abs(float(inside.mean()) - coverage / 100) < 0.1  # type: ignore[arg-type]
 
 
-def test_forecasts_do_not_see_the_issue_date(model: Forecaster, counts: pl.DataFrame) -> None:
-    day = TRAINED_UNTIL + 5 * DAY
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    ahead=st.integers(1, (LAST - TRAINED_UNTIL).days),
+    seed=st.integers(0, 2**32 - 1),
+    factor=st.sampled_from([0, 1, 1000]),
+)
+def test_neither_features_nor_forecasts_see_what_is_counted_from_the_issue_date_on(
+    model: Forecaster, counts: pl.DataFrame, ahead: int, seed: int, factor: int
+) -> None:
+    day = TRAINED_UNTIL + ahead * DAY
+    future = pl.col("service_date") >= day
     changed = counts.with_columns(
-        hourly_count=pl.when(pl.col("service_date") >= day).then(0).otherwise(pl.col("hourly_count"))
+        hourly_count=pl.when(future)
+        .then(pl.col("hourly_count").shuffle(seed=seed) * factor)
+        .otherwise("hourly_count")
     )
-    one, two = (model.predict(build_features(frame, [day])) for frame in (counts, changed))
+    one, two = (build_features(frame, [day]) for frame in (counts, changed))
     assert_frame_equal(one, two, check_exact=True)
+    issued, other = (
+        model.issue(features, frame, model.holdout.select(ERROR_COLUMNS))[0]
+        for features, frame in ((one, counts), (two, changed))
+    )
+    assert_frame_equal(issued, other, check_exact=True)
 
 
 def test_the_same_data_and_seed_give_the_same_model(
