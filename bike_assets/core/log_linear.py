@@ -25,8 +25,8 @@ from bike_assets.core.training import TrainConfig, row_weights
 
 LOG_LINEAR_FILE = "log_linear.npz"
 
-STEPS: Final = 6
-"""Reweighted least squares; the start is close."""
+STEPS: Final = 5
+"""Reweighted least squares: after as many nothing moves that a forecast would show."""
 
 LOWEST, HIGHEST = -2.5, 1.5
 """Ends of a correction on the logarithmic scale: a line would go on for ever."""
@@ -165,11 +165,12 @@ class LogLinearFamily:
         for _ in range(STEPS):
             logs = np.clip(inputs @ coefficients, -3.0, 2.0)
             factor = np.exp(logs)
-            weighted = inputs * (weight * factor)[:, None]
-            pulled = weighted.T @ (logs + (target - factor) / factor)
-            coefficients = np.asarray(
-                np.linalg.solve(weighted.T @ inputs + penalty, pulled), dtype=np.float64
-            )
+            root = np.sqrt(weight * factor)
+            weighted = inputs * root[:, None]
+            # A matrix by itself: half of the work.
+            normal = weighted.T @ weighted + penalty
+            pulled = weighted.T @ (root * (logs + (target - factor) / factor))
+            coefficients = np.asarray(np.linalg.solve(normal, pulled), dtype=np.float64)
         return cls({"centre": centre, "spread": spread, "coefficients": coefficients})
 
     def correction(self, rows: pl.DataFrame) -> Array:
