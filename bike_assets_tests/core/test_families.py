@@ -31,6 +31,7 @@ CONFIG = TrainConfig(
     forest_trees=6,
     net_epochs=60,
     net_layers=(8,),
+    shrinkage=0.9,  # few rows teach much that is not so
 )
 
 
