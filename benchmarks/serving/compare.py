@@ -24,7 +24,7 @@ import polars as pl
 from city import COUNTERS, City, Registry, make_city
 from load import Load, free_port, processor_seconds, server, service, wrk
 
-from bike_assets.core.families import matrix
+from bike_assets.core.correction import matrix
 from bike_assets.core.features import FEATURE_COLUMNS
 
 PEERS = Path(__file__).parent / "peers"
