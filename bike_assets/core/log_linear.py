@@ -20,13 +20,16 @@ import polars as pl
 from numpy.typing import NDArray
 
 from bike_assets.core.correction import GREATEST_FACTOR, Array, column, corrected, expected
-from bike_assets.core.features import COUNT_FEATURES, FEATURE_COLUMNS
+from bike_assets.core.features import COUNT_FEATURES, FEATURE_COLUMNS, sample_rows
 from bike_assets.core.training import TrainConfig, row_weights
 
 LOG_LINEAR_FILE = "log_linear.npz"
 
 STEPS: Final = 5
 """Reweighted least squares: after as many nothing moves that a forecast would show."""
+
+MAX_ROWS: Final = 60_000
+"""Rows that are fitted; more are thinned by a hash: two hundred numbers need no more hours of the same days."""
 
 LOWEST, HIGHEST = -2.5, 1.5
 """Ends of a correction on the logarithmic scale: a line would go on for ever."""
@@ -151,6 +154,8 @@ class LogLinearFamily:
     @classmethod
     def train(cls, rows: pl.DataFrame, config: TrainConfig) -> Self:
         """Fit the factor between count and expectation."""
+        if rows.height > MAX_ROWS:
+            rows = sample_rows(rows, MAX_ROWS / rows.height, config.seed)
         inputs = np.column_stack([value for _, value in terms(rows)])
         centre, deviation = inputs.mean(axis=0), inputs.std(axis=0)
         spread = np.where(deviation > 1e-9, deviation, 1.0)

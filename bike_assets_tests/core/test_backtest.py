@@ -120,8 +120,8 @@ def test_training_sees_nothing_after_its_end(counts: pl.DataFrame) -> None:
 
 @pytest.mark.parametrize("window", [None, 20])
 def test_rows_of_an_earlier_training_are_as_good_as_new(counts: pl.DataFrame, window: int | None) -> None:
-    config = replace(CONFIG, retrain="monthly", window_days=window)
-    first, *_, last = plan_origins(config, counts["service_date"].min())  # type: ignore[arg-type]
+    config = replace(CONFIG, first=date(2024, 6, 25), retrain="monthly", window_days=window)
+    first, last = plan_origins(config, counts["service_date"].min())  # type: ignore[arg-type]
     few = replace(CONFIG.training, max_rows=4_000, recent_days=5)
     earlier = training_data(counts, first, few)
     key = ["service_date", "counter_id", "target_ts"]

@@ -13,7 +13,7 @@ from bike_assets.core.calendar import days_between
 from bike_assets.core.errors import PermanentError
 from bike_assets.core.families import FAMILIES
 from bike_assets.core.features import FEATURE_COLUMNS, build_features
-from bike_assets.core.log_linear import HIGHEST, LOG_LINEAR_FILE, LOWEST
+from bike_assets.core.log_linear import HIGHEST, LOG_LINEAR_FILE, LOWEST, LogLinearFamily
 from bike_assets.core.metrics import accuracy_by_horizon
 from bike_assets.core.model import Forecaster, make_forecaster
 from bike_assets.core.training import TrainConfig
@@ -122,9 +122,10 @@ def test_parts_of_the_regression_sum_to_its_correction(
 ) -> None:
     linear = trained["catboost"].catboost.linear
     assert linear is not None
-    extreme = training.tail(500).with_columns(day_lag_1=1e9, type_last_1=1e9, week_lag_1=1e9)
-    for rows in (training.tail(500), extreme.cast({pl.Float64: pl.Float32})):
-        parts, correction = linear.contributions(rows), linear.correction(rows)
+    rows = training.tail(500)
+    steep = LogLinearFamily({**linear._arrays, "coefficients": 50 * linear._arrays["coefficients"]})
+    for regression in (linear, steep):
+        parts, correction = regression.contributions(rows), regression.correction(rows)
         np.testing.assert_allclose(parts.sum(axis=1), correction, rtol=1e-9, atol=1e-9)
         assert LOWEST <= correction.min() <= correction.max() <= HIGHEST
     assert (correction == HIGHEST).any()

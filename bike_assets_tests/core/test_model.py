@@ -24,7 +24,13 @@ from bike_assets_tests.core.synthetic import city
 FIRST, TRAINED_UNTIL, LAST = date(2023, 9, 1), date(2024, 1, 14), date(2024, 1, 28)
 DAY = timedelta(days=1)
 CONFIG = TrainConfig(
-    iterations=40, members=2, depth=4, learning_rate=0.15, calibration_days=21, thread_count=2
+    iterations=40,
+    members=2,
+    depth=4,
+    learning_rate=0.15,
+    calibration_days=21,
+    max_rows=20_000,
+    thread_count=2,
 )
 ENDS = ["lower_80", "upper_80", "lower_90", "upper_90"]
 NUMBERS = ("forecast", "lower_80", "upper_80", "lower_90", "upper_90", "mean4", "seasonal_naive")
@@ -81,7 +87,7 @@ def test_intervals_hold_about_what_they_promise(predictions: pl.DataFrame, count
         assert abs(float(inside.mean()) - coverage / 100) < 0.1  # type: ignore[arg-type]
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     ahead=st.integers(1, (LAST - TRAINED_UNTIL).days),
     seed=st.integers(0, 2**32 - 1),
