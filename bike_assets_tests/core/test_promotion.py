@@ -96,6 +96,24 @@ def test_the_first_champion_needs_a_baseline_window_but_no_current_one() -> None
     assert decide_promotion(scores(0.9, 0.9, days=0), None).decision == "first_champion"
 
 
+def test_why_nobody_can_judge_is_said() -> None:
+    short = WindowScores(window(0.9, 6), window(0.9))
+    assert "6 days of truth in the baseline window, 7 are needed" in decide_promotion(short, None).reasons
+    flat = WindowScore(window(0.5, 7).days, 0.0)
+    (reason,) = decide_promotion(WindowScores(flat, flat), None).reasons
+    assert reason == "the truth of the baseline window does not vary: R² is undefined"
+    learned = WindowScores(None, window(0.9))
+    assert decide_promotion(learned, None).decision == "cannot_judge"
+    assert "learned from the baseline window" in decide_promotion(learned, None).reasons[0]
+
+
+def test_a_champion_that_learned_from_the_baseline_window_is_beaten_on_the_current_one() -> None:
+    answer = decide_promotion(scores(0.8, 0.85), WindowScores(None, window(0.75)))
+    assert (answer.decision, answer.champion_baseline_r2, answer.baseline_r2) == ("promote", None, 0.8)
+    both = decide_promotion(scores(0.8, 0.85), scores(0.7, 0.75))
+    assert both.champion_baseline_r2 == pytest.approx(0.7)
+
+
 def test_truth_that_does_not_vary_cannot_be_judged() -> None:
     flat = WindowScore(window(0.5).days, 0.0)
     assert decide_promotion(WindowScores(flat, flat), None).decision == "cannot_judge"

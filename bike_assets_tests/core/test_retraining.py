@@ -171,6 +171,10 @@ def test_the_decision_keeps_its_inputs_for_the_audit() -> None:
     assert answer.days_since_training == 30
 
 
+def test_the_budget_is_of_four_weeks() -> None:
+    assert (RetrainingPolicy().budget_days, RetrainingPolicy().adaptive) == (28, False)
+
+
 def test_the_bounds_are_the_policys() -> None:
     policy = RetrainingPolicy(r2_critical=0.8, r2_warning=0.9, drift_warning=0.1, drift_critical=0.2)
     assert decide(0.79, 0.0, policy=policy).decision == "retrain_reactive"

@@ -27,7 +27,7 @@ from bike_assets_tests.tables import (
     version_tags,
 )
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.soak, pytest.mark.timeout(1800)]
 
 SWAP_SECONDS = 5.0
 STEPS = 11
