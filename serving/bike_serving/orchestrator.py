@@ -60,7 +60,13 @@ class Orchestrator:
 
     def __init__(self, url: str, location: str, timeout_seconds: float = 20.0) -> None:
         self._url, self._location = url, location
-        self._client = httpx.AsyncClient(base_url=url, timeout=timeout_seconds, follow_redirects=False)
+        # Jobs are started a few times a day: no connection is worth keeping.
+        self._client = httpx.AsyncClient(
+            base_url=url,
+            timeout=timeout_seconds,
+            follow_redirects=False,
+            limits=httpx.Limits(max_keepalive_connections=0),
+        )
 
     async def close(self) -> None:
         """Give the connections back."""

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
-from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -397,9 +396,17 @@ def local(city: City, tmp_path_factory: pytest.TempPathFactory) -> InProcess:
 
 
 @pytest.fixture(scope="session")
-def in_process(city: City) -> Callable[..., InProcess]:
+def in_process(city: City) -> Iterator[Callable[..., InProcess]]:
     """Make an application with a state folder and settings of its own."""
-    return partial(_in_process, city)
+    made = []
+
+    def make(state: Path, **settings: Any) -> InProcess:
+        made.append(_in_process(city, state, **settings))
+        return made[-1]
+
+    yield make
+    for service in made:
+        service.app.state.registry.close()
 
 
 @pytest.fixture(scope="session")
