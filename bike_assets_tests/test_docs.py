@@ -121,10 +121,8 @@ def test_the_readme_begins_with_the_two_commands_and_the_picture() -> None:
 def test_every_decision_is_dated() -> None:
     pages = sorted((REPOSITORY / "docs" / "decisions").glob("0*.md"))
     assert pages
-    numbers = [page.name.split("-")[0] for page in pages]
-    assert len(set(numbers)) == len(numbers), "a number is given once"
-    for number, page in zip(numbers, pages, strict=True):
+    for number, page in enumerate(pages, start=1):
         text = page.read_text(encoding="utf-8")
-        assert re.fullmatch(r"\d{4}", number), page.name
-        assert text.startswith(f"# {number} ")
+        assert page.name.startswith(f"{number:04d}-"), f"{page.name}: numbers run without gaps"
+        assert text.startswith(f"# {number:04d} ")
         assert re.search(r"^20\d\d-\d\d-\d\d$", text, re.MULTILINE), page.name

@@ -4,7 +4,7 @@ Belongs here: counting, and nothing about who is counted. Does not belong here: 
 
 A limit of n in a period is a bucket of n tokens that refills evenly over it, kept as the moment when it will be full
 (the generic cell rate algorithm, ATM Forum 1996): one number a caller and meter. Well-kept libraries share such counts
-through a server (Redis, Memcached) or a database; docs/decisions/0025 has what they cost here.
+through a server (Redis, Memcached) or a database; docs/decisions/0023 has what they cost here.
 """
 
 import fcntl
