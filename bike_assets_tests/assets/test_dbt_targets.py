@@ -127,6 +127,7 @@ def test_sources_are_described_like_their_contracts() -> None:
         assert said == {column.name: column.description for column in contract.columns}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::dagster_shared.utils.warnings.BetaWarning")
 def test_descriptions_of_columns_come_up_in_the_catalogue(tmp_path: Path) -> None:

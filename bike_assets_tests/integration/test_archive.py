@@ -18,6 +18,7 @@ ARCHIVE = {"BIKE_SOURCE": "archive"}
 
 pytestmark = [
     pytest.mark.integration,
+    pytest.mark.slow,
     pytest.mark.timeout(1200),
     pytest.mark.skipif(
         not all((FOLDER / name).exists() for name in FILES),
@@ -85,7 +86,6 @@ def test_the_stray_rows_are_told_once_a_run(ingested: tuple[Path, str]) -> None:
     assert "6 rows kept" in about[0]
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_the_demo_over_all_exports_keeps_its_promises(tmp_path: Path) -> None:
     done = bike_assets(

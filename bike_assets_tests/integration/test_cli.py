@@ -121,9 +121,12 @@ def test_half_a_range_is_refused(tmp_path: Path) -> None:
             ("--train-until", "2024-11-30", "--test-until", "2024-11-01"),
             "choose --train-until and --test-until",
         ),
-        (("--train-until", "2031-01-01"), "choose --train-until and --test-until"),
+        pytest.param(
+            *(("--train-until", "2031-01-01"), "choose --train-until and --test-until"),
+            marks=pytest.mark.slow,
+        ),
         (("--train-until", "2024-08-01"), "days of history; training needs"),
-        (("--test-days", "150"), "days of history; training needs"),
+        pytest.param(*(("--test-days", "150"), "days of history; training needs"), marks=pytest.mark.slow),
     ],
     ids=["tests end before training", "training ends after the counts", "little history", "long tests"],
 )

@@ -70,6 +70,7 @@ def refusal(home: Path, *arguments: str) -> str:
     return line
 
 
+@pytest.mark.slow
 def test_keep_correct_compare_and_go_back(home: Path) -> None:
     before = tables(home)
     first = data(home, "snapshot", "-m", "before [it]")

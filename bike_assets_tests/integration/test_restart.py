@@ -74,11 +74,14 @@ def kill_in(
 @pytest.mark.parametrize(
     ("arguments", "step", "wound", "after"),
     [
-        (
-            FEATURES,
-            "features",
-            emptied("bike_traffic_features.features", "service_date >= '2024-11-01'"),
-            0.5,
+        pytest.param(
+            *(
+                FEATURES,
+                "features",
+                emptied("bike_traffic_features.features", "service_date >= '2024-11-01'"),
+                0.5,
+            ),
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             *(PREDICTIONS, "predictions", emptied("bike_traffic_predictions.predictions"), 0.2),
@@ -174,7 +177,9 @@ def test_a_killed_run_is_marked_as_failed_and_gives_back_its_place(
     "arguments",
     [
         ("materialize", "raw_counts", "cleaned_counts", "--partition", "2024-10-27"),
-        ("materialize", "features", "predictions", "--partition", "2024-12-10"),
+        pytest.param(
+            ("materialize", "features", "predictions", "--partition", "2024-12-10"), marks=pytest.mark.slow
+        ),
     ],
     ids=["counts of the autumn day", "a vintage"],
 )
