@@ -61,11 +61,14 @@ check: $(UV) ## lint, formatting, types, import contracts
 up: $(UV) ## Dagster UI :3000, MLflow :5000, REST service :8000 over the same local home (HOME_DIR=.bike)
 	$(RUN) bike-assets up --home "$(HOME_DIR)" $(ARGS)
 
+# What benchmarks are compared with, and what mutates, is no dependency of ours.
+RIVALS := --with cosmic-ray==8.7.0 --with mlforecast
+
 bench: $(UV) ## every performance claim, measured again
 	@set -e; for claim in benchmarks/*.py; do \
 		case "$$claim" in */__init__.py|*/_*) continue;; esac; \
 		test -e "$$claim" || { echo "make: benchmarks/ holds no benchmark" >&2; exit 1; }; \
-		echo "== $$claim"; $(RUN) python "$$claim" $(ARGS); done
+		echo "== $$claim"; $(RUN) $(RIVALS) python "$$claim" $(ARGS); done
 
 clean: ## remove caches and build output; keeps .venv and the home folder
 	rm -rf dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis catboost_info \

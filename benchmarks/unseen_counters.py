@@ -1,5 +1,6 @@
 """How well counters are forecast that no training saw: sites are left out in turn, and given a history of n days.
 
+    python benchmarks/unseen_counters.py                                                    the simulated city
     python benchmarks/unseen_counters.py --home HOME --train-until 2023-10-31 --to 2023-12-31
 
 HOME is filled as by `bike-assets ingest`. Whole sites are left out (counters at the same place lend each other too
@@ -10,6 +11,9 @@ fallback forecasts an unknown counter as one constant known one; here that is th
 
 import argparse
 import itertools
+import subprocess
+import sys
+import tempfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -43,14 +47,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--home", required=True)
-    parser.add_argument("--train-until", type=date.fromisoformat, required=True)
-    parser.add_argument("--to", type=date.fromisoformat, required=True)
+    parser.add_argument("--home")
+    parser.add_argument("--train-until", type=date.fromisoformat, default=date(2024, 11, 15))
+    parser.add_argument("--to", type=date.fromisoformat, default=date(2024, 12, 31))
     parser.add_argument("--weather", choices=("none", "known", "observed"), default="observed")
     parser.add_argument("--rows", type=int, default=80_000)
     parser.add_argument("--folds", type=int, default=FOLDS, help="how many of the folds are run")
     args = parser.parse_args()
-    settings = load_settings(home=Path(args.home))
+    with tempfile.TemporaryDirectory() as temporary:
+        if args.home is None:
+            command = [sys.executable, "-m", "bike_assets.cli", "ingest", "--home", temporary]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        measure(args, Path(args.home or temporary))
+
+
+def measure(args: argparse.Namespace, home: Path) -> None:
+    """Leave counters out and print how well they are forecast."""
+    settings = load_settings(home=home)
     counts = read_counts(settings, args.to)
     positions = DuckDBWarehouse(path=str(settings.warehouse_path)).read(
         COUNTERS, columns=("counter_id", "latitude", "longitude")
