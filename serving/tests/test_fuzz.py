@@ -63,7 +63,7 @@ def fuzz(process, folder, key, examples, seed=1):
                 str(SERVING / "schemathesis.toml"),
             ),
             *("run", str(description), "--url", process.url, "--checks", "all", *header),
-            *("--max-examples", str(examples), "--seed", str(seed), "--workers", "2", "--no-color"),
+            *("--max-examples", str(examples), "--seed", str(seed), "--no-color"),
             *("--generation-database", "none", "--suppress-health-check", "all", "--warnings", "off"),
             *(
                 "--phases",
