@@ -112,9 +112,8 @@ def ingest(
 
     remember_source(settings)
     with session(settings, debug) as (definitions, instance), progress() as say:
-        from bike_assets import (
-            runner,
-        )  # libraries warn while it loads: a session keeps that from the terminal
+        # Libraries warn while it loads, which a session keeps from the terminal.
+        from bike_assets import runner
 
         span = CountsSourceResource.from_settings(settings).open().span()
         days = (_day(first) or span[0], _day(last) or span[1])
@@ -150,9 +149,8 @@ def materialize(
         raise PermanentError("a range needs both --from and --to; for one day give --partition")
     days = (start, end) if start and end else None
     with session(settings, debug) as (definitions, instance), progress() as say:
-        from bike_assets import (
-            runner,
-        )  # libraries warn while it loads: a session keeps that from the terminal
+        # Libraries warn while it loads, which a session keeps from the terminal.
+        from bike_assets import runner
 
         say(f"{', '.join(assets)}{f': {start} to {end}' if days else ''}")
         outcome = runner.materialize(definitions, instance, assets, days=days)
