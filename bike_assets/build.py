@@ -24,7 +24,6 @@ from bike_assets.assets.transformation import build_dbt_assets
 from bike_assets.assets.weather import build_raw_weather
 from bike_assets.champion_jobs import CHAMPION_JOBS
 from bike_assets.checks.asset_checks import build_asset_checks
-from bike_assets.core.errors import PermanentError
 from bike_assets.jobs import JOBS
 from bike_assets.partitions import counted_and_issue_days, weather_days
 from bike_assets.resources.alerts import Alerts
@@ -35,7 +34,7 @@ from bike_assets.resources.dbt import DbtResource
 from bike_assets.resources.registry import ModelRegistry
 from bike_assets.resources.snapshots import SnapshotStore
 from bike_assets.resources.source import CountsSourceResource, WeatherSourceResource
-from bike_assets.resources.warehouse import DuckDBWarehouse
+from bike_assets.resources.warehouse import Warehouse
 from bike_assets.schedules import build_schedules
 from bike_assets.sensors.alerts import build_alert_sensors
 from bike_assets.sensors.changed_counts import build_changed_counts_sensor
@@ -49,9 +48,6 @@ def build_defs(settings: Settings, resource_overrides: Mapping[str, Any] | None 
     Args:
         settings: where things are and how they decide.
         resource_overrides: resources to use in the place of those the settings name, by their key.
-
-    Raises:
-        PermanentError: the environment has no warehouse of its own yet.
     """
     counted, issued = counted_and_issue_days(settings)
     project = dbt_project(settings)
@@ -88,12 +84,8 @@ def build_defs(settings: Settings, resource_overrides: Mapping[str, Any] | None 
 
 def build_resources(settings: Settings, project: DbtProject) -> dict[str, Any]:
     """The resources of an environment, by the key under which assets ask for them."""
-    if settings.env == "prod":
-        raise PermanentError(
-            "BIKE_ENV=prod needs the BigQuery warehouse, which this release does not have; use local or compose"
-        )
     return {
-        "warehouse": DuckDBWarehouse(path=str(settings.warehouse_path)),
+        "warehouse": Warehouse.from_settings(settings),
         "source": CountsSourceResource.from_settings(settings),
         "weather": WeatherSourceResource.from_settings(settings),
         "registry": ModelRegistry.from_settings(settings),
@@ -119,7 +111,7 @@ def dbt_project(settings: Settings) -> DbtProject:
     beside_python = str(Path(sys.executable).parent)
     if beside_python not in os.environ.get("PATH", "").split(os.pathsep):
         os.environ["PATH"] = os.pathsep.join([beside_python, os.environ.get("PATH", "")])
-    os.environ["BIKE_WAREHOUSE"] = str(settings.warehouse_path)
+    os.environ.update(settings.dbt_environment)
     project = DbtProject(project_dir=settings.dbt_project_dir, profiles_dir=settings.dbt_project_dir)
     if (
         not project.manifest_path.exists()

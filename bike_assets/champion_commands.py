@@ -150,12 +150,12 @@ def audit_show(
     settings = read_settings(home)
     require_platform(settings)
     from bike_assets.resources.audit import AuditLog
-    from bike_assets.resources.warehouse import DuckDBWarehouse
+    from bike_assets.resources.warehouse import Warehouse
     from bike_assets.status import settle
 
     with quiet(settings, debug):
         settle(settings)
-        rows = AuditLog.from_settings(settings).read(DuckDBWarehouse(path=str(settings.warehouse_path)))
+        rows = AuditLog.from_settings(settings).read(Warehouse.from_settings(settings))
         if version:
             rows = rows.filter((rows["model_version"] == version) | (rows["replaced_version"] == version))
         result = {"rows": rows.tail(last).to_dicts()}

@@ -15,7 +15,7 @@ from bike_assets.resources.audit import AuditLog, os_user
 from bike_assets.resources.bundles import BundleStore
 from bike_assets.resources.championship import Championship, ChampionStore, ChangeResult, Request
 from bike_assets.resources.registry import CHALLENGER, ModelRegistry
-from bike_assets.resources.warehouse import DuckDBWarehouse
+from bike_assets.resources.warehouse import Warehouse
 
 
 class ChangeConfig(dg.Config):
@@ -62,7 +62,7 @@ def _job(
         championship: ChampionStore,
         registry: ModelRegistry,
         bundles: BundleStore,
-        warehouse: DuckDBWarehouse,
+        warehouse: Warehouse,
         audit: AuditLog,
     ) -> None:
         request = Request(

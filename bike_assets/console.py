@@ -86,7 +86,7 @@ def require_platform(settings: Settings) -> None:
     Raises:
         PermanentError: it holds no warehouse.
     """
-    if not settings.warehouse_path.exists():
+    if not settings.has_warehouse:
         raise PermanentError(
             f"{settings.home} holds no platform yet; run: bike-assets demo --home {settings.home}"
         )

@@ -65,11 +65,11 @@ def data_snapshot(
     require_platform(settings)
     from bike_assets.recovery import only_command
     from bike_assets.resources.snapshots import SnapshotStore, Taking
-    from bike_assets.resources.warehouse import DuckDBWarehouse
+    from bike_assets.resources.warehouse import Warehouse
 
     with quiet(settings, debug), only_command(settings, tell), _bar() as progress:
         taken = SnapshotStore.from_settings(settings).take(
-            DuckDBWarehouse(path=str(settings.warehouse_path)),
+            Warehouse.from_settings(settings),
             Taking(datetime.now(UTC), _who(), message),
             last=until.date() if until else None,
             progress=progress,

@@ -26,7 +26,7 @@ from bike_assets.jobs import CLEANED
 from bike_assets.peak_memory import PeakMemory
 from bike_assets.resources.registry import ModelRegistry
 from bike_assets.resources.source import CountsSourceResource, forget_sources
-from bike_assets.resources.warehouse import DuckDBWarehouse
+from bike_assets.resources.warehouse import EVERY_DAY, Warehouse
 from bike_assets.runner import Outcome, materialize, materialize_weather
 from bike_assets.settings import Settings
 from bike_assets.sources.base import busy_span
@@ -226,7 +226,7 @@ def _measure(settings: Settings, windows: Windows) -> dict[str, Any]:
     """What the home holds now: sizes, champion, accuracy on the test days, drift."""
     first_test, last_test = windows.issue_dates
     newest_issue = windows.last + timedelta(days=1)
-    warehouse = DuckDBWarehouse(path=str(settings.warehouse_path))
+    warehouse = Warehouse.from_settings(settings)
     champion = ModelRegistry.from_settings(settings).champion()
     truth = warehouse.read(
         CLEANED_COUNTS, first_test, windows.test_until, columns=("counter_id", "ts_utc", "hourly_count")
@@ -238,7 +238,8 @@ def _measure(settings: Settings, windows: Windows) -> dict[str, Any]:
         "rows_raw": _count(warehouse, RAW_COUNTS.relation),
         "rows_clean": _count(warehouse, CLEANED_COUNTS.relation),
         "counters": warehouse.query(
-            f"SELECT count(DISTINCT counter_id) FROM {CLEANED_COUNTS.relation}"  # noqa: S608
+            f"SELECT count(DISTINCT counter_id) FROM {CLEANED_COUNTS.relation} WHERE service_date >= ?",  # noqa: S608
+            [EVERY_DAY],
         ).item(),
         "issue_dates": {
             "first": first_test.isoformat(),
@@ -260,5 +261,6 @@ def _finite(scores: dict[str, float]) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in scores.items()}
 
 
-def _count(warehouse: DuckDBWarehouse, relation: str) -> int:
-    return int(warehouse.query(f"SELECT count(*) FROM {relation}").item())  # noqa: S608
+def _count(warehouse: Warehouse, relation: str) -> int:
+    sql = f"SELECT count(*) FROM {relation} WHERE service_date >= ?"  # noqa: S608
+    return int(warehouse.query(sql, [EVERY_DAY]).item())

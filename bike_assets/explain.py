@@ -17,7 +17,7 @@ from bike_assets.core.errors import PermanentError
 from bike_assets.core.explain import explain
 from bike_assets.core.features import MAX_HORIZON
 from bike_assets.resources.registry import ModelRegistry
-from bike_assets.resources.warehouse import DuckDBWarehouse
+from bike_assets.resources.warehouse import Warehouse
 from bike_assets.settings import Settings
 
 
@@ -38,7 +38,7 @@ def explain_hour(
     Raises:
         PermanentError: no such counter, no features of that issue date, no champion, or one of another family.
     """
-    warehouse = DuckDBWarehouse(path=str(settings.warehouse_path))
+    warehouse = Warehouse.from_settings(settings)
     counter_id, name = _find_counter(warehouse, counter)
     local = hour.astimezone(ZoneInfo(LOCAL_TZ)) if hour.tzinfo else hour.replace(tzinfo=ZoneInfo(LOCAL_TZ))
     day = local.date()
@@ -76,7 +76,7 @@ def explain_hour(
     }
 
 
-def _find_counter(warehouse: DuckDBWarehouse, wanted: str) -> tuple[str, str | None]:
+def _find_counter(warehouse: Warehouse, wanted: str) -> tuple[str, str | None]:
     known = warehouse.query(f"SELECT counter_id, counter_name FROM {COUNTERS.relation}").rows()  # noqa: S608
     found = [row for row in known if row[0] == wanted] or [
         row for row in known if wanted.casefold() in (row[1] or "").casefold()

@@ -18,7 +18,7 @@ from bike_assets.core.errors import PermanentError
 from bike_assets.core.features import FEATURE_COLUMNS, LOOKBACK_DAYS
 from bike_assets.recovery import WORKING
 from bike_assets.resources.snapshots import Progress, Snapshot, SnapshotStore, TableDiff, Taking
-from bike_assets.resources.warehouse import DuckDBWarehouse
+from bike_assets.resources.warehouse import Warehouse
 from bike_assets.settings import Settings
 
 _ASSETS: Final = {table.relation: table.name for table in (RAW_COUNTS, RAW_WEATHER, CLEANED_COUNTS)}
@@ -51,7 +51,7 @@ def restore_snapshot(
         PermanentError: no such snapshot, a damaged or missing file, or a run is at work; nothing was touched.
     """
     store = SnapshotStore.from_settings(settings)
-    warehouse = DuckDBWarehouse(path=str(settings.warehouse_path))
+    warehouse = Warehouse.from_settings(settings)
     target = store.find(prefix)
     working = instance.get_runs(dg.RunsFilter(statuses=list(WORKING)))
     if working:
@@ -85,7 +85,7 @@ def restore_snapshot(
     }
 
 
-def what_to_make_again(warehouse: DuckDBWarehouse, changed: dict[str, list[date]]) -> list[list[str]]:
+def what_to_make_again(warehouse: Warehouse, changed: dict[str, list[date]]) -> list[list[str]]:
     """What was made from rows that are no longer there, as arguments of `bike-assets materialize`, in order.
 
     Forecasts already issued stay as they were issued, and so do the reports about them.
@@ -99,17 +99,14 @@ def what_to_make_again(warehouse: DuckDBWarehouse, changed: dict[str, list[date]
     if not cleaned:
         return commands
     commands.append(["counters", "forecast_accuracy"])
-    newest = None
-    if warehouse.exists(CLEANED_COUNTS):
-        newest = warehouse.query(f"SELECT max(service_date) FROM {CLEANED_COUNTS.relation}").item()  # noqa: S608
+    newest = warehouse.newest_day(CLEANED_COUNTS)
     until = min(cleaned[-1] + timedelta(days=health.LOOKBACK_DAYS), newest or cleaned[-1])
     if cleaned[0] <= until:
         commands.append(["counter_health", "filled_counts", "--from", f"{cleaned[0]}", "--to", f"{until}"])
     features = features_contract(FEATURE_COLUMNS)
-    if warehouse.exists(features):
-        newest = warehouse.query(f"SELECT max(service_date) FROM {features.relation}").item()  # noqa: S608
+    if newest := warehouse.newest_day(features):
         first, last = cleaned[0] + timedelta(days=1), cleaned[-1] + timedelta(days=LOOKBACK_DAYS)
-        if newest and first <= newest:
+        if first <= newest:
             commands.append(["features", "--from", f"{first}", "--to", f"{min(last, newest)}"])
     commands.append(["trained_model", "champion"])
     return commands
@@ -134,14 +131,17 @@ def _read_note(note: Path) -> dict[str, list[date]]:
 
 
 def _record(
-    instance: dg.DagsterInstance, warehouse: DuckDBWarehouse, target: Snapshot, changed: dict[str, list[date]]
+    instance: dg.DagsterInstance, warehouse: Warehouse, target: Snapshot, changed: dict[str, list[date]]
 ) -> None:
     relations = {name: relation for relation, name in _ASSETS.items()}
     for name, days in changed.items():
         if not days:
             continue
-        counted = f"SELECT service_date, count(*) FROM {relations[name]} GROUP BY service_date"  # noqa: S608
-        rows = dict(warehouse.query(counted).iter_rows())
+        counted = (
+            f"SELECT service_date, count(*) FROM {relations[name]} "  # noqa: S608
+            "WHERE service_date BETWEEN ? AND ? GROUP BY service_date"
+        )
+        rows = dict(warehouse.query(counted, [days[0], days[-1]]).iter_rows())
         for day in days:
             instance.report_runless_asset_event(
                 dg.AssetMaterialization(

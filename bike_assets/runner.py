@@ -18,7 +18,7 @@ from bike_assets.assets.metadata import fault_lines
 from bike_assets.core.errors import BikeError, PermanentError
 from bike_assets.jobs import CLEANED
 from bike_assets.recovery import COMMAND_TAG
-from bike_assets.resources.warehouse import DuckDBWarehouse
+from bike_assets.resources.warehouse import Warehouse
 from bike_assets.settings import Settings
 
 
@@ -155,7 +155,7 @@ def ingest(
     for fault in outcome.faults:
         say(fault)
     # Counts of earlier days than the home held until now: flags of the days after them look back on these.
-    if after := newer_days(DuckDBWarehouse(path=str(settings.warehouse_path)), days[1]):
+    if after := newer_days(Warehouse.from_settings(settings), days[1]):
         materialize(definitions, instance, CLEANED, days=after, outcome=outcome)
     materialize(definitions, instance, [*DESCRIBING_MODELS], outcome=outcome)
     materialize_weather(settings, definitions, instance, days, outcome=outcome, progress=say)

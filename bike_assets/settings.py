@@ -102,6 +102,19 @@ class Settings(BaseSettings):
     partitions_start: date = Field(
         date(2016, 1, 1), description="First local day that can be a partition of real counts"
     )
+    bigquery_project: str = Field(
+        "bike-traffic", description="Google Cloud project of the warehouse (`BIKE_ENV=prod`)"
+    )
+    bigquery_location: str = Field("EU", description="Where its data sets are")
+    bigquery_maximum_bytes_billed: int = Field(
+        10_000_000_000,
+        ge=10_485_760,
+        description="Bytes of one statement above which BigQuery refuses it; the whole city is under 200 MB",
+    )
+    bigquery_endpoint: str = Field(
+        "", description="Address of an emulator of BigQuery; it is shown no credentials"
+    )
+    bigquery_storage_endpoint: str = Field("", description="And of its Storage Read API, as host:port")
     dbt_project_dir: Path = Field(REPOSITORY / "dbt_project", description="The dbt project")
 
     mlflow_tracking_uri: str = Field("", description="MLflow's store; by default SQLite in the home folder")
@@ -215,6 +228,27 @@ class Settings(BaseSettings):
     def warehouse_path(self) -> Path:
         """The DuckDB file."""
         return self.home / "warehouse.duckdb"
+
+    @property
+    def has_warehouse(self) -> bool:
+        """Whether there is a warehouse to read: a home may not be filled yet, BigQuery is always there."""
+        return self.env == "prod" or self.warehouse_path.exists()
+
+    @property
+    def dbt_environment(self) -> dict[str, str]:
+        """What dbt's profile reads, so that it holds no place and no bound of its own."""
+        if self.env != "prod":
+            return {"BIKE_DBT_TARGET": "local", "BIKE_WAREHOUSE": str(self.warehouse_path)}
+        return {
+            "BIKE_DBT_TARGET": "prod",
+            "BIKE_BIGQUERY_PROJECT": self.bigquery_project,
+            "BIKE_BIGQUERY_LOCATION": self.bigquery_location,
+            "BIKE_BIGQUERY_MAXIMUM_BYTES_BILLED": str(self.bigquery_maximum_bytes_billed),
+            "BIKE_BIGQUERY_ENDPOINT": self.bigquery_endpoint,
+            # An emulator asks for a token and does not look at it.
+            "BIKE_BIGQUERY_METHOD": "oauth-secrets" if self.bigquery_endpoint else "oauth",
+            "BIKE_BIGQUERY_TOKEN": "none" if self.bigquery_endpoint else "",
+        }
 
     @property
     def tracking_uri(self) -> str:

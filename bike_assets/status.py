@@ -14,7 +14,7 @@ from bike_assets.resources.audit import AuditLog
 from bike_assets.resources.bundles import BUNDLE_TAG, BundleStore
 from bike_assets.resources.championship import Championship, ChampionStore
 from bike_assets.resources.registry import CHALLENGER, CHAMPION, PREVIOUS, ModelRegistry, ModelVersion
-from bike_assets.resources.warehouse import DuckDBWarehouse
+from bike_assets.resources.warehouse import EVERY_DAY, Warehouse
 from bike_assets.settings import Settings
 
 _ASSETS = (
@@ -35,13 +35,15 @@ _ASSETS = (
 
 def read_status(settings: Settings) -> dict[str, Any]:
     """Tables with rows and days, assets with their last materialisation, and the champion where there is one."""
-    warehouse = DuckDBWarehouse(path=str(settings.warehouse_path))
+    warehouse = Warehouse.from_settings(settings)
     tables = []
     for contract in (RAW_COUNTS, CLEANED_COUNTS, PREDICTIONS):
         if not warehouse.exists(contract):
             continue
         row = warehouse.query(
-            f"SELECT count(*) AS rows, min(service_date) AS first, max(service_date) AS last FROM {contract.relation}"  # noqa: S608
+            f"SELECT count(*) AS rows, min(service_date) AS first, max(service_date) AS last FROM {contract.relation} "  # noqa: S608
+            "WHERE service_date >= ?",
+            [EVERY_DAY],
         ).row(0, named=True)
         tables.append({"table": contract.relation, **row})
     assets = []
@@ -72,7 +74,7 @@ def championship(settings: Settings) -> Championship:
     return ChampionStore.from_settings(settings).open(
         ModelRegistry.from_settings(settings),
         BundleStore(bundles_dir=str(settings.bundles_dir), keys_dir=str(settings.keys_dir)),
-        DuckDBWarehouse(path=str(settings.warehouse_path)),
+        Warehouse.from_settings(settings),
         AuditLog.from_settings(settings),
     )
 
@@ -90,7 +92,7 @@ def verify_audit(settings: Settings, copy: Path | None) -> dict[str, Any]:
         copy: a file with a head that was kept elsewhere.
     """
     log = AuditLog.from_settings(settings)
-    warehouse = DuckDBWarehouse(path=str(settings.warehouse_path))
+    warehouse = Warehouse.from_settings(settings)
     copies = [Head.from_json(copy.read_text(encoding="utf-8"))] if copy else []
     found = log.verify(warehouse, copies)
     if not found:

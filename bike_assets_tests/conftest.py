@@ -2,11 +2,15 @@
 
 import fcntl
 import json
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from bike_assets.settings import Settings
+from bike_assets.resources.bigquery import BigQueryWarehouse
+from bike_assets.settings import Settings, load_settings
+from bike_assets_tests.emulators.processes import BigQueryEmulator, bigquery_emulator
 from bike_assets_tests.homes import RUN_SECONDS, DemoHome, bike_assets, one_json, settings_of
 
 
@@ -38,3 +42,20 @@ def demo_home(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> DemoH
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """Settings of the smallest city over a home that is not there yet, with no `.env` and no variable read."""
     return settings_of(tmp_path / "home")
+
+
+@pytest.fixture(scope="session")
+def emulated_bigquery() -> Iterator[BigQueryEmulator]:
+    """A server that speaks BigQuery's API, started once a test process."""
+    with bigquery_emulator() as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def bigquery_warehouse(
+    emulated_bigquery: BigQueryEmulator, monkeypatch: pytest.MonkeyPatch
+) -> BigQueryWarehouse:
+    """The warehouse of a project that is empty yet, in that server."""
+    for name, value in emulated_bigquery.environment(f"test-{uuid.uuid4().hex[:12]}").items():
+        monkeypatch.setenv(name, value)
+    return BigQueryWarehouse.from_settings(load_settings())

@@ -224,21 +224,19 @@ def test_loading_imports_nothing_that_takes_seconds(definitions: dict[str, Any])
     assert definitions["loaded"] == []
 
 
-def test_an_environment_without_a_warehouse_is_refused_in_one_clear_line(home: Path) -> None:
+def test_prod_has_bigquery_in_the_place_of_duckdb(home: Path) -> None:
     code = """
-        from bike_assets.core.errors import PermanentError
+        import os
         from bike_assets.build import build_defs
         from bike_assets.settings import load_settings
-        try:
-            build_defs(load_settings())
-        except PermanentError as error:
-            print(error)
+        resources = build_defs(load_settings()).resources
+        warehouse = resources["warehouse"]
+        print(type(warehouse).__name__, warehouse.connection.project, warehouse.maximum_bytes_billed)
+        print(os.environ["BIKE_DBT_TARGET"], os.environ["BIKE_BIGQUERY_METHOD"])
     """
-    done = python(code, BIKE_ENV="prod", BIKE_HOME=str(home))
+    done = python(code, BIKE_ENV="prod", BIKE_HOME=str(home), BIKE_BIGQUERY_PROJECT="city")
 
-    (line,) = done.stdout.splitlines()
-    for word in ("BIKE_ENV=prod", "BigQuery", "local", "compose"):
-        assert word in line
+    assert done.stdout.split() == ["BigQueryWarehouse", "city", "10000000000", "prod", "oauth"]
 
 
 def test_the_core_and_each_of_its_modules_import_no_orchestrator_registry_or_web_framework() -> None:

@@ -1,6 +1,7 @@
 """Settings: what the environment may say, and how it is refused when it may not."""
 
 import os
+import re
 from datetime import date
 from pathlib import Path
 
@@ -183,3 +184,11 @@ def test_the_example_file_names_settings_that_exist() -> None:
 
     assert named, "the example names no setting at all"
     assert named <= known
+
+
+def test_dbt_has_the_bounds_of_the_settings_where_it_is_started_alone() -> None:
+    profile = (REPOSITORY / "dbt_project" / "profiles.yml").read_text(encoding="utf-8")
+    said = dict(re.findall(r"env_var\('(BIKE_BIGQUERY_\w+)', '([^']*)'\)", profile))
+
+    ours = load_settings(env="prod").dbt_environment
+    assert ours == {"BIKE_DBT_TARGET": "prod", **said}

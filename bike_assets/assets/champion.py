@@ -25,7 +25,7 @@ from bike_assets.resources.audit import AUTOMATION, AuditLog
 from bike_assets.resources.bundles import BUNDLE_TAG, BundleStore
 from bike_assets.resources.championship import ChampionStore, Request
 from bike_assets.resources.registry import BASELINE_TAG, CHALLENGER, ModelRegistry, ModelVersion
-from bike_assets.resources.warehouse import DuckDBWarehouse
+from bike_assets.resources.warehouse import Warehouse
 
 JUDGED_ROWS: Final = 100_000
 """Rows of a window on which models are compared: R² of more differs in the third digit, and takes longer."""
@@ -46,7 +46,7 @@ def build_champion(policy: PromotionPolicy) -> dg.AssetsDefinition:
     )
     def champion(
         context: dg.AssetExecutionContext,
-        warehouse: DuckDBWarehouse,
+        warehouse: Warehouse,
         registry: ModelRegistry,
         bundles: BundleStore,
         audit: AuditLog,
@@ -127,7 +127,7 @@ def judge(
     challenger: ModelVersion,
     incumbent: ModelVersion | None,
     registry: ModelRegistry,
-    warehouse: DuckDBWarehouse,
+    warehouse: Warehouse,
     policy: PromotionPolicy,
 ) -> PromotionDecision:
     """Score both models on the same rows that neither learned from, window by window, and decide.
@@ -164,7 +164,7 @@ class Models:
     """Two versions and the tables they are scored on."""
 
     registry: ModelRegistry
-    warehouse: DuckDBWarehouse
+    warehouse: Warehouse
     challenger: ModelVersion
     incumbent: ModelVersion | None
 

@@ -12,7 +12,7 @@ from bike_assets.assets.metadata import sample_table, table_metadata
 from bike_assets.core.contracts import CLEANED_COUNTS, COUNTER_HEALTH, COUNTER_INCIDENTS
 from bike_assets.core.health import HEALTH_COLUMNS, LOOKBACK_DAYS, State, counter_health, incidents
 from bike_assets.partitions import window
-from bike_assets.resources.warehouse import DuckDBWarehouse
+from bike_assets.resources.warehouse import Warehouse
 
 CHUNK_DAYS: Final = 180
 """Days judged at a time: with the days they look back on, 300 days of a city are under 200 MB."""
@@ -42,7 +42,7 @@ def build_counter_health(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsD
         code_version="1",
     )
     def counter_health_asset(
-        context: dg.AssetExecutionContext, warehouse: DuckDBWarehouse
+        context: dg.AssetExecutionContext, warehouse: Warehouse
     ) -> dg.MaterializeResult[None]:
         """Alive, silent, dead, stuck or drifting: every counter and day, by what was known that evening.
 
@@ -79,7 +79,7 @@ def build_counter_health(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsD
     return counter_health_asset
 
 
-def store_health(warehouse: DuckDBWarehouse, first: date, last: date) -> None:
+def store_health(warehouse: Warehouse, first: date, last: date) -> None:
     """Judge the days from first to last and put them in the place of what was said of them before."""
     start = first
     while start <= last:
@@ -91,7 +91,7 @@ def store_health(warehouse: DuckDBWarehouse, first: date, last: date) -> None:
         start = end + timedelta(days=1)
 
 
-def store_incidents(warehouse: DuckDBWarehouse) -> tuple[pl.DataFrame, pl.DataFrame]:
+def store_incidents(warehouse: Warehouse) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Derive the incidents of all days anew; those known before and those known now.
 
     An incident may be bridged or ended by a day that was corrected, so all of them are replaced.

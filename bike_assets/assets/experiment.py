@@ -29,7 +29,7 @@ from bike_assets.partitions import window
 from bike_assets.resources.audit import AUTOMATION, AuditLog, version_facts
 from bike_assets.resources.bundles import BundleStore
 from bike_assets.resources.registry import CHALLENGER, CHAMPION, ModelRegistry, ModelVersion
-from bike_assets.resources.warehouse import DuckDBWarehouse
+from bike_assets.resources.warehouse import Warehouse
 
 SHADOW: Final = VintageTables(SHADOW_PREDICTIONS, SHADOW_CALIBRATIONS)
 
@@ -54,7 +54,7 @@ def build_shadow_predictions(partitions: dg.PartitionsDefinition[str]) -> dg.Ass
     )
     def shadow_predictions(
         context: dg.AssetExecutionContext,
-        warehouse: DuckDBWarehouse,
+        warehouse: Warehouse,
         registry: ModelRegistry,
         bundles: BundleStore,
     ) -> dg.MaterializeResult[None]:
@@ -119,7 +119,7 @@ def build_experiment_report(
     )
     def experiment_report(
         context: dg.AssetExecutionContext,
-        warehouse: DuckDBWarehouse,
+        warehouse: Warehouse,
         registry: ModelRegistry,
         audit: AuditLog,
     ) -> dg.MaterializeResult[None]:
@@ -164,7 +164,7 @@ def rivals(registry: ModelRegistry) -> tuple[ModelVersion, ModelVersion] | None:
 
 
 def paired_days(
-    warehouse: DuckDBWarehouse,
+    warehouse: Warehouse,
     champion: ModelVersion,
     challenger: ModelVersion,
     day: date,
@@ -222,7 +222,7 @@ def result_row(
 
 def record_answer(
     audit: AuditLog,
-    warehouse: DuckDBWarehouse,
+    warehouse: Warehouse,
     pair: tuple[ModelVersion, ModelVersion],
     row: pl.DataFrame,
     answer: Comparison,

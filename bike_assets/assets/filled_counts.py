@@ -11,7 +11,7 @@ from bike_assets.assets.metadata import sample_table, table_metadata
 from bike_assets.core.contracts import CLEANED_COUNTS, FILLED_COUNTS
 from bike_assets.core.imputation import FILLING_COLUMNS, FUTURE_DAYS, PAST_DAYS, FillMethod, fill_gaps
 from bike_assets.partitions import window
-from bike_assets.resources.warehouse import DuckDBWarehouse
+from bike_assets.resources.warehouse import Warehouse
 
 CHUNK_DAYS: Final = 120
 """Days filled at a time."""
@@ -34,9 +34,7 @@ def build_filled_counts(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDe
         pool=tags.WAREHOUSE_POOL,
         code_version="1",
     )
-    def filled_counts(
-        context: dg.AssetExecutionContext, warehouse: DuckDBWarehouse
-    ) -> dg.MaterializeResult[None]:
+    def filled_counts(context: dg.AssetExecutionContext, warehouse: Warehouse) -> dg.MaterializeResult[None]:
         """Every hour, counted or estimated from the counter's own weeks and its neighbours, with the method named.
 
         An estimate gets better when the weeks after the gap are there: materialise the days again then. It knows the

@@ -40,7 +40,7 @@ from bike_assets.resources.audit import AuditLog, os_user, version_facts
 from bike_assets.resources.bundles import BundleStore
 from bike_assets.resources.registry import BASELINE_TAG, TRAINING_SECONDS_TAG, ModelRegistry, ModelVersion
 from bike_assets.resources.snapshots import SnapshotStore, Taking
-from bike_assets.resources.warehouse import DuckDBWarehouse
+from bike_assets.resources.warehouse import Warehouse
 from bike_assets.settings import Settings
 
 FEATURES: Final = features_contract(FEATURE_COLUMNS)
@@ -84,7 +84,7 @@ def build_features_asset(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsD
         pool=tags.WAREHOUSE_POOL,
         code_version="3",
     )
-    def features(context: dg.AssetExecutionContext, warehouse: DuckDBWarehouse) -> dg.MaterializeResult[None]:
+    def features(context: dg.AssetExecutionContext, warehouse: Warehouse) -> dg.MaterializeResult[None]:
         """What is known about every counter and coming hour when a forecast is issued.
 
         A row a counter, target hour and horizon day; a partition is an issue date and looks at counts of the
@@ -142,7 +142,7 @@ def build_trained_model(settings: Settings) -> dg.AssetsDefinition:
     def trained_model(
         context: dg.AssetExecutionContext,
         config: TrainingConfig,
-        warehouse: DuckDBWarehouse,
+        warehouse: Warehouse,
         registry: ModelRegistry,
         snapshots: SnapshotStore,
         audit: AuditLog,
@@ -329,7 +329,7 @@ def baseline_window(
     return chosen
 
 
-def believable_truth(warehouse: DuckDBWarehouse, until: date, first: date | None = None) -> pl.DataFrame:
+def believable_truth(warehouse: Warehouse, until: date, first: date | None = None) -> pl.DataFrame:
     """Counts up to a day, or from `first` to it, that a model may learn from and be judged by.
 
     Columns: `counter_id`, `ts_utc`, `hourly_count`. Impossible counts are left out, and the
@@ -363,7 +363,7 @@ def build_predictions(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefi
     )
     def predictions(
         context: dg.AssetExecutionContext,
-        warehouse: DuckDBWarehouse,
+        warehouse: Warehouse,
         registry: ModelRegistry,
         bundles: BundleStore,
     ) -> dg.MaterializeResult[None]:
@@ -410,7 +410,7 @@ SERVED: Final = VintageTables(PREDICTIONS, CALIBRATIONS)
 
 
 def issue_vintages(
-    warehouse: DuckDBWarehouse,
+    warehouse: Warehouse,
     registry: ModelRegistry,
     version: ModelVersion,
     forecaster: Forecaster,
@@ -464,7 +464,7 @@ def issue_vintages(
 
 
 def _issued_errors(
-    warehouse: DuckDBWarehouse,
+    warehouse: Warehouse,
     version: ModelVersion,
     before: date,
     counts: pl.DataFrame,
@@ -506,20 +506,18 @@ def _days(first: date, last: date) -> list[date]:
     return [first + timedelta(days=offset) for offset in range((last - first).days + 1)]
 
 
-def newest_day(warehouse: DuckDBWarehouse) -> date:
+def newest_day(warehouse: Warehouse) -> date:
     """The newest local day with cleaned counts.
 
     Raises:
         PermanentError: there are none yet.
     """
-    if warehouse.exists(CLEANED_COUNTS):
-        newest = warehouse.query(f"SELECT max(service_date) FROM {CLEANED_COUNTS.relation}").item()  # noqa: S608
-        if isinstance(newest, date):
-            return newest
+    if newest := warehouse.newest_day(CLEANED_COUNTS):
+        return newest
     raise PermanentError("there are no cleaned counts yet; materialise raw_counts and cleaned_counts first")
 
 
-def training_rows(warehouse: DuckDBWarehouse, until: date, days: int, config: TrainConfig) -> pl.DataFrame:
+def training_rows(warehouse: Warehouse, until: date, days: int, config: TrainConfig) -> pl.DataFrame:
     """A sample of the features issued in the `days` up to `until`, as many as the config wants.
 
     Rows are chosen by a hash of what they are about, so the same data gives the same sample in any order.

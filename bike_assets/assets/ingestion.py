@@ -16,7 +16,7 @@ from bike_assets.core.contracts import CALENDAR_HOURS, RAW_COUNTS, TableContract
 from bike_assets.core.errors import PermanentError
 from bike_assets.partitions import window
 from bike_assets.resources.source import CountsSourceResource
-from bike_assets.resources.warehouse import DuckDBWarehouse
+from bike_assets.resources.warehouse import Warehouse
 from bike_assets.sources.base import COUNTS_SCHEMA, SORT_KEY, SourceBatch
 
 CHANGED_FROM: Final = "changed_from"
@@ -36,7 +36,7 @@ def build_raw_counts(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefin
         code_version="1",
     )
     def raw_counts(
-        context: dg.AssetExecutionContext, source: CountsSourceResource, warehouse: DuckDBWarehouse
+        context: dg.AssetExecutionContext, source: CountsSourceResource, warehouse: Warehouse
     ) -> dg.MaterializeResult[None]:
         """Hourly counts as the source published them, a partition a local day.
 
@@ -66,7 +66,7 @@ def build_raw_counts(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefin
 
 
 def store(
-    warehouse: DuckDBWarehouse, batch: SourceBatch, first: date, last: date, *, now: datetime
+    warehouse: Warehouse, batch: SourceBatch, first: date, last: date, *, now: datetime
 ) -> tuple[pl.DataFrame, list[date]]:
     """Write a batch to `raw_counts`, with the local calendar of its days beside it.
 
@@ -94,19 +94,15 @@ def store(
     return replace_changed(warehouse, RAW_COUNTS, counts, content_hashes(counts), first, last, now=now)
 
 
-def newer_days(warehouse: DuckDBWarehouse, last: date) -> tuple[date, date] | None:
+def newer_days(warehouse: Warehouse, last: date) -> tuple[date, date] | None:
     """Days after `last` that hold counts and whose flags look back on it; None where there are none."""
-    newest = (
-        warehouse.query(f"SELECT max(service_date) FROM {RAW_COUNTS.relation}").item()  # noqa: S608
-        if warehouse.exists(RAW_COUNTS)
-        else None
-    )
+    newest = warehouse.newest_day(RAW_COUNTS)
     if newest is None or newest <= last:
         return None
     return last + timedelta(days=1), min(newest, last + timedelta(days=FLAG_LOOKBACK_DAYS))
 
 
-def _of_others(warehouse: DuckDBWarehouse, batch: SourceBatch, first: date, last: date) -> pl.DataFrame:
+def _of_others(warehouse: Warehouse, batch: SourceBatch, first: date, last: date) -> pl.DataFrame:
     """Stored rows of the range that the batch says nothing about: of files it was not read from, of another source.
 
     A simulated city and a real one never stand beside each other.
@@ -129,7 +125,7 @@ def _of_others(warehouse: DuckDBWarehouse, batch: SourceBatch, first: date, last
 
 
 def replace_changed(
-    warehouse: DuckDBWarehouse,
+    warehouse: Warehouse,
     contract: TableContract,
     rows: pl.DataFrame,
     hashes: pl.DataFrame,

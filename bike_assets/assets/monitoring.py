@@ -44,7 +44,7 @@ from bike_assets.core.skill import MIN_DAYS, SkillChange, skill_change
 from bike_assets.core.thresholds import LearnedBounds, learn_bounds
 from bike_assets.resources.audit import AUTOMATION, AuditLog, version_facts
 from bike_assets.resources.registry import CHAMPION, TRAINING_SECONDS_TAG, ModelRegistry, ModelVersion
-from bike_assets.resources.warehouse import DuckDBWarehouse
+from bike_assets.resources.warehouse import Warehouse
 from bike_assets.settings import Settings
 
 REPORT_HTML = "drift.html"
@@ -77,7 +77,7 @@ def build_drift_report(
         code_version="1",
     )
     def drift_report(
-        context: dg.AssetExecutionContext, warehouse: DuckDBWarehouse, registry: ModelRegistry
+        context: dg.AssetExecutionContext, warehouse: Warehouse, registry: ModelRegistry
     ) -> dg.MaterializeResult[None]:
         """The last weeks against what they should have been: columns, network, counters and the champion's skill.
 
@@ -154,7 +154,7 @@ def build_retraining_decision(
     )
     def retraining_decision(
         context: dg.AssetExecutionContext,
-        warehouse: DuckDBWarehouse,
+        warehouse: Warehouse,
         registry: ModelRegistry,
         audit: AuditLog,
     ) -> dg.MaterializeResult[None]:
@@ -212,7 +212,7 @@ def build_retraining_decision(
     return retraining_decision
 
 
-def learned_bounds(warehouse: DuckDBWarehouse, issue_date: date, policy: RetrainingPolicy) -> LearnedBounds:
+def learned_bounds(warehouse: Warehouse, issue_date: date, policy: RetrainingPolicy) -> LearnedBounds:
     """Bounds learned from the decisions before an issue date."""
     past = warehouse.read(
         RETRAINING_DECISIONS, last=issue_date - timedelta(days=1), columns=("r2", "drift_share")
@@ -258,7 +258,7 @@ def training_hours(version: ModelVersion | None) -> float | None:
 
 
 def champion_errors(
-    warehouse: DuckDBWarehouse, registry: ModelRegistry, issue_date: date, days: int, health: pl.DataFrame
+    warehouse: Warehouse, registry: ModelRegistry, issue_date: date, days: int, health: pl.DataFrame
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The champion's day-ahead forecasts with their truth: of the days before an issue date, and of its held-out days.
 
@@ -348,7 +348,7 @@ class Realised:
 
 
 def drift_windows(
-    warehouse: DuckDBWarehouse, issue_date: date, days: int
+    warehouse: Warehouse, issue_date: date, days: int
 ) -> tuple[pl.DataFrame, pl.DataFrame, str]:
     """Cleaned counts of the window before an issue date and of its same-season reference, and the reference's kind.
 
@@ -395,7 +395,7 @@ def reported_drift(settings: Settings, issue_date: date) -> dict[str, Any]:
     return found
 
 
-def realised(warehouse: DuckDBWarehouse, issue_date: date, days: int, model_version: str | None) -> Realised:
+def realised(warehouse: Warehouse, issue_date: date, days: int, model_version: str | None) -> Realised:
     """The champion's realised accuracy on the days before an issue date, all horizons together."""
     row = warehouse.query(
         """

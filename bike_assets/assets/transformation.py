@@ -29,7 +29,7 @@ from bike_assets.core.contracts import (
 from bike_assets.core.errors import ContractError
 from bike_assets.partitions import window
 from bike_assets.resources.dbt import DbtResource
-from bike_assets.resources.warehouse import DuckDBWarehouse
+from bike_assets.resources.warehouse import Warehouse
 
 
 class BikeTranslator(DagsterDbtTranslator):
@@ -72,7 +72,7 @@ def build_dbt_assets(
         pool=tags.WAREHOUSE_POOL,
     )
     def dbt_cleaned_counts(
-        context: dg.AssetExecutionContext, dbt: DbtResource, warehouse: DuckDBWarehouse
+        context: dg.AssetExecutionContext, dbt: DbtResource, warehouse: Warehouse
     ) -> Iterator[Any]:
         first, last = window(context)
         warehouse.bring_up_to_date(RAW_COUNTS, CLEANED_COUNTS, QUARANTINED_COUNTS)
@@ -93,7 +93,7 @@ def build_dbt_assets(
         pool=tags.WAREHOUSE_POOL,
     )
     def dbt_counters(
-        context: dg.AssetExecutionContext, dbt: DbtResource, warehouse: DuckDBWarehouse
+        context: dg.AssetExecutionContext, dbt: DbtResource, warehouse: Warehouse
     ) -> Iterator[Any]:
         contracts = {"counters": COUNTERS, "export_differences": EXPORT_DIFFERENCES}
         warehouse.bring_up_to_date(RAW_COUNTS, CLEANED_COUNTS)
@@ -108,7 +108,7 @@ def build_dbt_assets(
         pool=tags.WAREHOUSE_POOL,
     )
     def dbt_forecast_accuracy(
-        context: dg.AssetExecutionContext, dbt: DbtResource, warehouse: DuckDBWarehouse
+        context: dg.AssetExecutionContext, dbt: DbtResource, warehouse: Warehouse
     ) -> Iterator[Any]:
         warehouse.bring_up_to_date(PREDICTIONS, CLEANED_COUNTS)
         yield from dbt.build(context).stream()
@@ -118,7 +118,7 @@ def build_dbt_assets(
 
 def _described(
     events: Iterator[Any],
-    warehouse: DuckDBWarehouse,
+    warehouse: Warehouse,
     contracts: Mapping[str, TableContract],
     first: date | None,
     last: date | None,

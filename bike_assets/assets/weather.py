@@ -11,7 +11,7 @@ from bike_assets.assets.metadata import fault_list, table_metadata
 from bike_assets.core.contracts import RAW_WEATHER
 from bike_assets.partitions import window
 from bike_assets.resources.source import WeatherSourceResource
-from bike_assets.resources.warehouse import DuckDBWarehouse
+from bike_assets.resources.warehouse import Warehouse
 from bike_assets.sources.weather import WeatherBatch
 
 
@@ -28,7 +28,7 @@ def build_raw_weather(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefi
         code_version="1",
     )
     def raw_weather(
-        context: dg.AssetExecutionContext, weather: WeatherSourceResource, warehouse: DuckDBWarehouse
+        context: dg.AssetExecutionContext, weather: WeatherSourceResource, warehouse: Warehouse
     ) -> dg.MaterializeResult[None]:
         """Hourly weather: of a day, what was observed, and what that morning's forecast expected of its week.
 
@@ -55,7 +55,7 @@ def build_raw_weather(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefi
 
 
 def store_weather(
-    warehouse: DuckDBWarehouse, batch: WeatherBatch, first: date, last: date, *, now: datetime
+    warehouse: Warehouse, batch: WeatherBatch, first: date, last: date, *, now: datetime
 ) -> tuple[pl.DataFrame, list[date]]:
     """Write a batch to `raw_weather`; nothing that is known is lost for the source not giving it again.
 

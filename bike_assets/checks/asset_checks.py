@@ -35,7 +35,7 @@ from bike_assets.core.contracts import (
 )
 from bike_assets.core.features import FEATURE_COLUMNS
 from bike_assets.core.freshness import evaluate_freshness
-from bike_assets.resources.warehouse import DuckDBWarehouse
+from bike_assets.resources.warehouse import Warehouse
 from bike_assets.settings import Settings
 from bike_assets.tags import WAREHOUSE_POOL
 
@@ -71,16 +71,14 @@ def _expectations_check(table: SuiteName, reports: Path) -> dg.AssetChecksDefini
         description=f"Great Expectations suite of {table}: types, nulls, ranges, keys, volumes and shares",
         pool=WAREHOUSE_POOL,
     )
-    def expectations(
-        context: dg.AssetCheckExecutionContext, warehouse: DuckDBWarehouse
-    ) -> dg.AssetCheckResult:
+    def expectations(context: dg.AssetCheckExecutionContext, warehouse: Warehouse) -> dg.AssetCheckResult:
         return _never_failing(lambda: _suite_result(table, context, warehouse, reports))
 
     return expectations
 
 
 def _suite_result(
-    table: SuiteName, context: dg.AssetCheckExecutionContext, warehouse: DuckDBWarehouse, reports: Path
+    table: SuiteName, context: dg.AssetCheckExecutionContext, warehouse: Warehouse, reports: Path
 ) -> dg.AssetCheckResult:
     contract = _TABLES[table]
     first, last = checked_days(context, warehouse, contract)
@@ -129,18 +127,14 @@ def suite_check_result(
 
 
 def checked_days(
-    context: dg.AssetCheckExecutionContext, warehouse: DuckDBWarehouse, contract: TableContract
+    context: dg.AssetCheckExecutionContext, warehouse: Warehouse, contract: TableContract
 ) -> tuple[date | None, date | None]:
     """The partitions to look at: those of the run, at most the last four weeks of them."""
     days = run_days(context)
     if days:
         start, end = days
     else:
-        newest = (
-            warehouse.query(f"SELECT max(service_date) FROM {contract.relation}").item()  # noqa: S608
-            if warehouse.exists(contract)
-            else None
-        )
+        newest = warehouse.newest_day(contract)
         if newest is None:
             return None, None
         start, end = newest - timedelta(days=WINDOW_DAYS - 1), newest
@@ -162,11 +156,11 @@ def _freshness_check(max_days: int) -> dg.AssetChecksDefinition:
         description="Few working days have ended without a count, by the data's own timestamps",
         pool=WAREHOUSE_POOL,
     )
-    def freshness(context: dg.AssetCheckExecutionContext, warehouse: DuckDBWarehouse) -> dg.AssetCheckResult:
+    def freshness(context: dg.AssetCheckExecutionContext, warehouse: Warehouse) -> dg.AssetCheckResult:
         def look() -> dg.AssetCheckResult:
             newest = None
-            if warehouse.exists(RAW_COUNTS):
-                newest = warehouse.query(f"SELECT max(ts_utc) FROM {RAW_COUNTS.relation}").item()  # noqa: S608
+            if last := warehouse.newest_day(RAW_COUNTS):
+                newest = max(warehouse.read(RAW_COUNTS, last, last, columns=["ts_utc"])["ts_utc"])
             # A backfill of an old day is as fresh as that day allows; started alone, the check asks about today.
             day = run_days(context)
             now = hours_of_day(day[1])[-1] + timedelta(hours=1) if day else datetime.now(UTC)
@@ -196,9 +190,7 @@ def _incidents_check() -> dg.AssetChecksDefinition:
         description="No counter is silent, dead, stuck or drifting on the newest day",
         pool=WAREHOUSE_POOL,
     )
-    def open_incidents(
-        context: dg.AssetCheckExecutionContext, warehouse: DuckDBWarehouse
-    ) -> dg.AssetCheckResult:
+    def open_incidents(context: dg.AssetCheckExecutionContext, warehouse: Warehouse) -> dg.AssetCheckResult:
         def look() -> dg.AssetCheckResult:
             _, day = checked_days(context, warehouse, COUNTER_HEALTH)
             if day is None:
@@ -239,7 +231,7 @@ def _model_quality_check(settings: Settings) -> dg.AssetChecksDefinition:
         description="At every horizon the champion's error is smaller than that of the mean of four weeks",
         pool=WAREHOUSE_POOL,
     )
-    def model_quality(warehouse: DuckDBWarehouse) -> dg.AssetCheckResult:
+    def model_quality(warehouse: Warehouse) -> dg.AssetCheckResult:
         def look() -> dg.AssetCheckResult:
             skill = warehouse.query(
                 """

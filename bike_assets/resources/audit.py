@@ -23,7 +23,7 @@ from bike_assets.core.calendar import LOCAL_TZ
 from bike_assets.core.contracts import AUDIT_LOG
 from bike_assets.core.errors import PermanentError
 from bike_assets.resources.locks import only_one
-from bike_assets.resources.warehouse import DuckDBWarehouse
+from bike_assets.resources.warehouse import Warehouse
 from bike_assets.settings import Settings
 
 AUTOMATION: Final = "automation"
@@ -42,7 +42,7 @@ class AuditLog(dg.ConfigurableResource):  # type: ignore[type-arg]
         """The log of a home."""
         return cls(folder=str(settings.audit_dir), keys_dir=str(settings.keys_dir), env=settings.env)
 
-    def append(self, warehouse: DuckDBWarehouse, *events: AuditEvent) -> None:
+    def append(self, warehouse: Warehouse, *events: AuditEvent) -> None:
         """Add rows, all of them or none, and move the head."""
         key = load_or_create_keys(Path(self.keys_dir)).signing_key
         with only_one(Path(self.folder) / "log.lock"):
@@ -94,7 +94,7 @@ class AuditLog(dg.ConfigurableResource):  # type: ignore[type-arg]
             },
         )
 
-    def read(self, warehouse: DuckDBWarehouse) -> pl.DataFrame:
+    def read(self, warehouse: Warehouse) -> pl.DataFrame:
         """All rows, in order."""
         return warehouse.read(AUDIT_LOG)
 
@@ -104,7 +104,7 @@ class AuditLog(dg.ConfigurableResource):  # type: ignore[type-arg]
             Head.from_json(self._head_path.read_text(encoding="utf-8")) if self._head_path.exists() else None
         )
 
-    def verify(self, warehouse: DuckDBWarehouse, copies: Sequence[Head] = ()) -> list[str]:
+    def verify(self, warehouse: Warehouse, copies: Sequence[Head] = ()) -> list[str]:
         """What is wrong with the log, in words.
 
         Args:

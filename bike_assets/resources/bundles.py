@@ -17,7 +17,7 @@ from bike_assets.core.errors import PermanentError
 from bike_assets.core.features import LOOKBACK_DAYS
 from bike_assets.core.model import Forecaster
 from bike_assets.resources.registry import ModelRegistry, ModelVersion
-from bike_assets.resources.warehouse import DuckDBWarehouse
+from bike_assets.resources.warehouse import Warehouse
 
 BUNDLE_TAG = "bundle_id"
 """Tag of a model version that names the bundle to serve. The service reads it."""
@@ -33,7 +33,7 @@ class BundleStore(dg.ConfigurableResource):  # type: ignore[type-arg]
         self,
         version: ModelVersion,
         forecaster: Forecaster,
-        warehouse: DuckDBWarehouse,
+        warehouse: Warehouse,
         registry: ModelRegistry,
         calibrations: TableContract = CALIBRATIONS,
     ) -> str:
@@ -52,9 +52,7 @@ class BundleStore(dg.ConfigurableResource):  # type: ignore[type-arg]
         Returns:
             The bundle's id.
         """
-        newest = None
-        if warehouse.exists(CLEANED_COUNTS):
-            newest = warehouse.query(f"SELECT max(service_date) AS day FROM {CLEANED_COUNTS.relation}").item()  # noqa: S608
+        newest = warehouse.newest_day(CLEANED_COUNTS)
         if newest is None:
             raise PermanentError(
                 "there are no cleaned counts to forecast from; materialise cleaned_counts first"

@@ -40,7 +40,7 @@ from bike_assets.resources.audit import AUTOMATION, AuditLog, version_facts
 from bike_assets.resources.bundles import BUNDLE_TAG, BundleStore
 from bike_assets.resources.locks import only_one
 from bike_assets.resources.registry import CHAMPION, PREVIOUS, ModelRegistry, ModelVersion
-from bike_assets.resources.warehouse import DuckDBWarehouse
+from bike_assets.resources.warehouse import Warehouse
 from bike_assets.settings import Settings
 
 _STATE_COLUMNS: Final = (
@@ -94,7 +94,7 @@ class ChampionStore(dg.ConfigurableResource):  # type: ignore[type-arg]
         )
 
     def open(
-        self, registry: ModelRegistry, bundles: BundleStore, warehouse: DuckDBWarehouse, audit: AuditLog
+        self, registry: ModelRegistry, bundles: BundleStore, warehouse: Warehouse, audit: AuditLog
     ) -> "Championship":
         """The championship over these stores."""
         return Championship(
@@ -113,7 +113,7 @@ class Championship:
 
     registry: ModelRegistry
     bundles: BundleStore
-    warehouse: DuckDBWarehouse
+    warehouse: Warehouse
     audit: AuditLog
     roles: Roles
     lock: Path

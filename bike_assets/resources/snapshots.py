@@ -36,7 +36,7 @@ import yaml
 
 from bike_assets.core.contracts import CALENDAR_HOURS, CLEANED_COUNTS, RAW_COUNTS, RAW_WEATHER, TableContract
 from bike_assets.core.errors import PermanentError
-from bike_assets.resources.warehouse import DuckDBWarehouse
+from bike_assets.resources.warehouse import Warehouse
 from bike_assets.settings import Settings
 
 SNAPSHOT_TABLES: Final = (RAW_COUNTS, CALENDAR_HOURS, RAW_WEATHER, CLEANED_COUNTS)
@@ -193,7 +193,7 @@ class SnapshotStore(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     def take(
         self,
-        warehouse: DuckDBWarehouse,
+        warehouse: Warehouse,
         taking: Taking,
         *,
         tables: Sequence[TableContract] = SNAPSHOT_TABLES,
@@ -285,7 +285,7 @@ class SnapshotStore(dg.ConfigurableResource):  # type: ignore[type-arg]
             "bike-assets data list shows all"
         )
 
-    def has_rows(self, warehouse: DuckDBWarehouse) -> bool:
+    def has_rows(self, warehouse: Warehouse) -> bool:
         """Whether there is anything to take a snapshot of."""
         with warehouse.at_one_moment() as reader:
             return any(reader.days(table) for table in SNAPSHOT_TABLES)
@@ -300,9 +300,7 @@ class SnapshotStore(dg.ConfigurableResource):  # type: ignore[type-arg]
             progress(f"verifying {file.path}", done, len(snapshot.files))
             self._bytes(file, snapshot)
 
-    def restore(
-        self, warehouse: DuckDBWarehouse, snapshot: Snapshot, progress: Progress = _unwatched
-    ) -> None:
+    def restore(self, warehouse: Warehouse, snapshot: Snapshot, progress: Progress = _unwatched) -> None:
         """Put the tables of a snapshot back, all in one transaction. Tables it does not hold stay as they are.
 
         A column that the table has got since is null, where it may be; one that it has no longer is left out.

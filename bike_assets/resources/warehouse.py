@@ -1,12 +1,14 @@
 """The warehouse: the one place that opens the database, writes a partition or reads a table.
 
-Belongs here: connections, transactions, types of the database. Does not belong here: what a table means (see
-`bike_assets.core.contracts`) and SQL that transforms (see `dbt_project/`).
+Belongs here: what every warehouse can do, and DuckDB's connections, transactions and types; BigQuery's are in
+`bike_assets.resources.bigquery`. Does not belong here: what a table means (see `bike_assets.core.contracts`) and SQL
+that transforms (see `dbt_project/`).
 """
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -18,6 +20,10 @@ import polars as pl
 
 from bike_assets.core.contracts import Column, TableContract
 from bike_assets.core.errors import PermanentError, TransientError
+from bike_assets.settings import Settings
+
+EVERY_DAY: Final = date(1900, 1, 1)
+"""The day from which on a statement reads that means a whole table of many days."""
 
 LOCK_WAIT_SECONDS: Final = 60.0
 """How long to wait for another process to close the file. DuckDB lets one process at a time write."""
@@ -38,7 +44,140 @@ _SQL_TYPES: Final[dict[Any, str]] = {
 }
 
 
-class DuckDBWarehouse(dg.ConfigurableResource):  # type: ignore[type-arg]
+class TableReader(ABC):
+    """Reads several tables as they were at one moment."""
+
+    @abstractmethod
+    def days(self, contract: TableContract) -> list[date]:
+        """The days that have rows, in order; none where the table does not exist yet."""
+
+    @abstractmethod
+    def read(self, contract: TableContract, first: date, last: date) -> pl.DataFrame:
+        """The rows of some days, both ends included, in the contract's types and in no order."""
+
+
+class Warehouse(dg.ConfigurableResource, ABC):  # type: ignore[type-arg]
+    """What assets, checks and commands ask of a warehouse, whatever database it is."""
+
+    @staticmethod
+    def from_settings(settings: Settings) -> "Warehouse":
+        """The warehouse of an environment."""
+        if settings.env == "prod":
+            # Its client takes seconds to import, which nobody on a laptop should wait for.
+            from bike_assets.resources.bigquery import BigQueryWarehouse
+
+            return BigQueryWarehouse.from_settings(settings)
+        return DuckDBWarehouse(path=str(settings.warehouse_path))
+
+    def replace(self, contract: TableContract, frame: pl.DataFrame, first: date, last: date) -> None:
+        """Put `frame` in the place of all rows of `first <= service_date <= last`: readers see all of it or nothing.
+
+        Args:
+            contract: the table, created when it does not exist.
+            frame: rows that keep the contract; may have no rows, which empties the range.
+            first: first partition replaced.
+            last: last partition replaced, included.
+
+        Raises:
+            ContractError: the frame breaks the contract. Nothing is written.
+            PermanentError: a row lies outside of the range. Nothing is written.
+        """
+        rows = contract.conform(frame)
+        outside = rows.filter(~pl.col("service_date").is_between(first, last)).height
+        if outside:
+            raise PermanentError(f"{contract.relation}: {outside:,} rows lie outside {first} to {last}")
+        self._replace(contract, rows, first, last)
+
+    @abstractmethod
+    def _replace(self, contract: TableContract, rows: pl.DataFrame, first: date, last: date) -> None:
+        """What `replace` does with rows that keep the contract and lie in the range."""
+
+    @abstractmethod
+    def replace_tables(self, tables: Iterable[tuple[TableContract, Iterable[pl.DataFrame]]]) -> None:
+        """Put whole tables in the place of what they hold, all of them in one transaction.
+
+        Args:
+            tables: each table with its rows in any number of frames, which are taken one after the other, so that
+                no table need be in memory whole.
+
+        Raises:
+            ContractError: a frame breaks the contract. Nothing is written.
+        """
+
+    @abstractmethod
+    def append(self, contract: TableContract, continue_after: Callable[[pl.DataFrame], pl.DataFrame]) -> None:
+        """Add rows behind the last one, and only if it still is the last when they are written.
+
+        Args:
+            contract: the table, created when it does not exist; its key is one rising number.
+            continue_after: given the row of the highest key, or no row, answers with the rows to add.
+
+        Raises:
+            ContractError: the rows break the contract. Nothing is written.
+        """
+
+    @abstractmethod
+    def read(
+        self,
+        contract: TableContract,
+        first: date | None = None,
+        last: date | None = None,
+        *,
+        columns: Sequence[str] | None = None,
+        order: bool = True,
+    ) -> pl.DataFrame:
+        """Rows of a table, ordered by its key so that the same data always comes in the same order.
+
+        Args:
+            contract: the table.
+            first: first `service_date` wanted; all before it are left out.
+            last: last `service_date` wanted, included.
+            columns: the columns wanted, all by default.
+            order: whether to sort by the key.
+
+        Returns:
+            The rows, in the contract's types; none where the table does not exist yet.
+        """
+
+    @abstractmethod
+    def at_one_moment(self) -> AbstractContextManager[TableReader]:
+        """A reader to which every table stays as it is now, whoever writes meanwhile."""
+
+    @abstractmethod
+    def query(self, sql: str, values: Sequence[Any] = ()) -> pl.DataFrame:
+        """The result of a `SELECT` that DuckDB and BigQuery both understand, with instants in UTC.
+
+        Args:
+            sql: the statement. Where it reads a table of many days it says which: BigQuery refuses it otherwise.
+            values: what stands for each `?` of it.
+        """
+
+    @abstractmethod
+    def exists(self, contract: TableContract) -> bool:
+        """Whether the table has been created."""
+
+    @abstractmethod
+    def bring_up_to_date(self, *contracts: TableContract) -> None:
+        """Give tables that an earlier version wrote the columns they lack; those that do not exist stay so.
+
+        Everything here does so by itself; it is for those who open the database without us.
+
+        Raises:
+            PermanentError: a column is lacking that is never null.
+        """
+
+    def newest_day(self, contract: TableContract) -> date | None:
+        """The newest `service_date` that has rows; None where there are none or no table yet."""
+        if not self.exists(contract):
+            return None
+        newest = self.query(
+            f"SELECT max(service_date) FROM {contract.relation} WHERE service_date >= ?",  # noqa: S608
+            [EVERY_DAY],
+        ).item()
+        return newest if isinstance(newest, date) else None
+
+
+class DuckDBWarehouse(Warehouse):
     """A DuckDB file. Connections are short, because while one is open no other process can write."""
 
     path: str
@@ -73,22 +212,7 @@ class DuckDBWarehouse(dg.ConfigurableResource):  # type: ignore[type-arg]
         finally:
             connection.close()
 
-    def replace(self, contract: TableContract, frame: pl.DataFrame, first: date, last: date) -> None:
-        """Put `frame` in the place of all rows of `first <= service_date <= last`, in one transaction.
-
-        Args:
-            contract: the table, created when it does not exist.
-            frame: rows that keep the contract; may have no rows, which empties the range.
-            first: first partition replaced.
-            last: last partition replaced, included.
-
-        Raises:
-            ContractError: the frame breaks the contract. Nothing is written.
-        """
-        rows = contract.conform(frame)
-        outside = rows.filter(~pl.col("service_date").is_between(first, last)).height
-        if outside:
-            raise PermanentError(f"{contract.relation}: {outside:,} rows lie outside {first} to {last}")
+    def _replace(self, contract: TableContract, rows: pl.DataFrame, first: date, last: date) -> None:
         with self.connect() as connection, _transaction(connection):
             _create(connection, contract)
             connection.execute(
@@ -98,15 +222,6 @@ class DuckDBWarehouse(dg.ConfigurableResource):  # type: ignore[type-arg]
             _insert(connection, contract, rows)
 
     def replace_tables(self, tables: Iterable[tuple[TableContract, Iterable[pl.DataFrame]]]) -> None:
-        """Put whole tables in the place of what they hold, all of them in one transaction.
-
-        Args:
-            tables: each table with its rows in any number of frames, which are taken one after the other, so that
-                no table need be in memory whole.
-
-        Raises:
-            ContractError: a frame breaks the contract. Nothing is written.
-        """
         with self.connect() as connection, _transaction(connection):
             for contract, frames in tables:
                 _create(connection, contract)
@@ -115,15 +230,6 @@ class DuckDBWarehouse(dg.ConfigurableResource):  # type: ignore[type-arg]
                     _insert(connection, contract, contract.conform(frame))
 
     def append(self, contract: TableContract, continue_after: Callable[[pl.DataFrame], pl.DataFrame]) -> None:
-        """Add rows behind the last one, in one transaction that also read it.
-
-        Args:
-            contract: the table, created when it does not exist; its key is one rising number.
-            continue_after: given the row of the highest key, or no row, answers with the rows to add.
-
-        Raises:
-            ContractError: the rows break the contract. Nothing is written.
-        """
         (key,) = contract.key
         with self.connect() as connection, _transaction(connection):
             _create(connection, contract)
@@ -140,46 +246,24 @@ class DuckDBWarehouse(dg.ConfigurableResource):  # type: ignore[type-arg]
         columns: Sequence[str] | None = None,
         order: bool = True,
     ) -> pl.DataFrame:
-        """Rows of a table, ordered by its key so that the same data always comes in the same order.
-
-        Args:
-            contract: the table.
-            first: first `service_date` wanted; all before it are left out.
-            last: last `service_date` wanted, included.
-            columns: the columns wanted, all by default.
-            order: whether to sort by the key.
-
-        Returns:
-            The rows, in the contract's types; none where the table does not exist yet.
-        """
         with self.connect() as connection:
             return _read(connection, contract, first, last, columns or contract.column_names, order)
 
     @contextmanager
-    def at_one_moment(self) -> Iterator["TableReader"]:
-        """A reader to which every table stays as it is now, whoever writes meanwhile."""
+    def at_one_moment(self) -> Iterator[TableReader]:
         with self.connect() as connection, _transaction(connection):
-            yield TableReader(connection)
+            yield _DuckDBReader(connection)
 
     def query(self, sql: str, values: Sequence[Any] = ()) -> pl.DataFrame:
-        """The result of a `SELECT`, with instants in UTC."""
         with self.connect() as connection:
             rows = _select(connection, sql, list(values))
         return rows.with_columns(pl.col(pl.Datetime).dt.cast_time_unit("us").dt.replace_time_zone("UTC"))
 
     def exists(self, contract: TableContract) -> bool:
-        """Whether the table has been created."""
         with self.connect() as connection:
             return _exists(connection, contract)
 
     def bring_up_to_date(self, *contracts: TableContract) -> None:
-        """Give tables that an earlier version wrote the columns they lack; those that do not exist stay so.
-
-        Everything here does so by itself; it is for those who open the database without us.
-
-        Raises:
-            PermanentError: a column is lacking that is never null.
-        """
         with self.connect() as connection:
             for contract in contracts:
                 if _exists(connection, contract):
@@ -187,13 +271,12 @@ class DuckDBWarehouse(dg.ConfigurableResource):  # type: ignore[type-arg]
 
 
 @dataclass(frozen=True)
-class TableReader:
-    """Reads several tables as they were at one moment."""
+class _DuckDBReader(TableReader):
+    """Reads inside of one transaction."""
 
     connection: duckdb.DuckDBPyConnection
 
     def days(self, contract: TableContract) -> list[date]:
-        """The days that have rows, in order; none where the table does not exist yet."""
         if not _exists(self.connection, contract):
             return []
         found = self.connection.execute(
@@ -202,7 +285,6 @@ class TableReader:
         return [day for (day,) in found]
 
     def read(self, contract: TableContract, first: date, last: date) -> pl.DataFrame:
-        """The rows of some days, both ends included, in the contract's types and in no order."""
         return _read(self.connection, contract, first, last, contract.column_names, order=False)
 
 

@@ -19,7 +19,7 @@ from polars.testing import assert_frame_equal
 from bike_assets.core.contracts import UTC_TIMESTAMP, Column, TableContract
 from bike_assets.core.errors import ContractError, PermanentError, TransientError
 from bike_assets.resources import warehouse as module
-from bike_assets.resources.warehouse import DuckDBWarehouse
+from bike_assets.resources.warehouse import EVERY_DAY, DuckDBWarehouse, Warehouse
 
 DAY = date(2024, 3, 30)
 NEXT = DAY + timedelta(days=1)
@@ -60,12 +60,21 @@ def rows(day: date = DAY, name: str = "a", long: int = 1, n: int = 3) -> pl.Data
     )
 
 
+both = pytest.mark.parametrize(
+    "warehouse", ["duckdb", pytest.param("bigquery", marks=pytest.mark.slow)], indirect=True
+)
+"""What every warehouse can do; BigQuery is an emulator's (`bike_assets_tests.emulators`)."""
+
+
 @pytest.fixture
-def warehouse(tmp_path: Path) -> DuckDBWarehouse:
-    return DuckDBWarehouse(path=str(tmp_path / "new" / "warehouse.duckdb"))
+def warehouse(request: pytest.FixtureRequest, tmp_path: Path) -> Warehouse:
+    if getattr(request, "param", "duckdb") == "duckdb":
+        return DuckDBWarehouse(path=str(tmp_path / "new" / "warehouse.duckdb"))
+    return request.getfixturevalue("bigquery_warehouse")
 
 
-def test_rows_come_back_as_they_were_written(warehouse: DuckDBWarehouse) -> None:
+@both
+def test_rows_come_back_as_they_were_written(warehouse: Warehouse) -> None:
     written = pl.concat(
         [
             rows(n=1),
@@ -99,7 +108,8 @@ def test_rows_come_back_as_they_were_written(warehouse: DuckDBWarehouse) -> None
     assert_frame_equal(read, written.sort("name", "ts"), check_exact=True)
 
 
-def test_a_table_that_is_not_there_is_empty_and_typed(warehouse: DuckDBWarehouse) -> None:
+@both
+def test_a_table_that_is_not_there_is_empty_and_typed(warehouse: Warehouse) -> None:
     assert not warehouse.exists(TABLE)
     assert warehouse.read(TABLE).schema == TABLE.polars_schema
     assert warehouse.read(TABLE, DAY, NEXT, columns=["ts", "narrow"]).schema == {
@@ -108,7 +118,8 @@ def test_a_table_that_is_not_there_is_empty_and_typed(warehouse: DuckDBWarehouse
     }
 
 
-def test_only_the_range_is_replaced(warehouse: DuckDBWarehouse) -> None:
+@both
+def test_only_the_range_is_replaced(warehouse: Warehouse) -> None:
     days = [DAY + timedelta(days=offset) for offset in range(4)]
     warehouse.replace(TABLE, pl.concat([rows(day) for day in days]), days[0], days[-1])
 
@@ -118,7 +129,8 @@ def test_only_the_range_is_replaced(warehouse: DuckDBWarehouse) -> None:
     assert found.sort("service_date").rows() == [(days[0], 1, 3), (days[1], 9, 3), (days[3], 1, 3)]
 
 
-def test_writing_twice_changes_nothing(warehouse: DuckDBWarehouse) -> None:
+@both
+def test_writing_twice_changes_nothing(warehouse: Warehouse) -> None:
     warehouse.replace(TABLE, rows(), DAY, DAY)
     once = warehouse.read(TABLE)
     warehouse.replace(TABLE, rows(), DAY, DAY)
@@ -126,7 +138,8 @@ def test_writing_twice_changes_nothing(warehouse: DuckDBWarehouse) -> None:
     assert_frame_equal(warehouse.read(TABLE), once)
 
 
-def test_no_rows_empty_the_range(warehouse: DuckDBWarehouse) -> None:
+@both
+def test_no_rows_empty_the_range(warehouse: Warehouse) -> None:
     warehouse.replace(TABLE, pl.concat([rows(), rows(NEXT)]), DAY, NEXT)
 
     warehouse.replace(TABLE, TABLE.empty(), DAY, DAY)
@@ -134,10 +147,9 @@ def test_no_rows_empty_the_range(warehouse: DuckDBWarehouse) -> None:
     assert warehouse.read(TABLE).get_column("service_date").unique().to_list() == [NEXT]
 
 
+@both
 @pytest.mark.parametrize("day", [DAY - timedelta(days=1), NEXT])
-def test_a_row_outside_the_range_is_refused_and_nothing_is_written(
-    warehouse: DuckDBWarehouse, day: date
-) -> None:
+def test_a_row_outside_the_range_is_refused_and_nothing_is_written(warehouse: Warehouse, day: date) -> None:
     warehouse.replace(TABLE, rows(), DAY, DAY)
 
     with pytest.raises(PermanentError, match=r"bike_test\.things: 3 rows lie outside"):
@@ -146,7 +158,8 @@ def test_a_row_outside_the_range_is_refused_and_nothing_is_written(
     assert_frame_equal(warehouse.read(TABLE), rows())
 
 
-def test_a_broken_contract_is_refused_and_nothing_is_written(warehouse: DuckDBWarehouse) -> None:
+@both
+def test_a_broken_contract_is_refused_and_nothing_is_written(warehouse: Warehouse) -> None:
     warehouse.replace(TABLE, rows(), DAY, DAY)
 
     with pytest.raises(ContractError, match="long is below 0"):
@@ -155,7 +168,8 @@ def test_a_broken_contract_is_refused_and_nothing_is_written(warehouse: DuckDBWa
     assert_frame_equal(warehouse.read(TABLE), rows())
 
 
-def test_reading_is_limited_selected_and_ordered_by_the_key(warehouse: DuckDBWarehouse) -> None:
+@both
+def test_reading_is_limited_selected_and_ordered_by_the_key(warehouse: Warehouse) -> None:
     days = [DAY + timedelta(days=offset) for offset in range(3)]
     mixed = pl.concat([rows(day, name) for name in ("b", "a") for day in days]).sample(
         fraction=1, shuffle=True, seed=2
@@ -170,11 +184,14 @@ def test_reading_is_limited_selected_and_ordered_by_the_key(warehouse: DuckDBWar
     assert warehouse.read(TABLE, columns=["long", "name"]).columns == ["long", "name"]
 
 
-def test_a_query_gives_instants_in_utc(warehouse: DuckDBWarehouse) -> None:
+@both
+def test_a_query_gives_instants_in_utc(warehouse: Warehouse) -> None:
     warehouse.replace(TABLE, rows(n=1), DAY, DAY)
 
     found = warehouse.query(
-        "SELECT max(ts) AS ts, max(service_date) AS day FROM bike_test.things WHERE long = ?", [1]
+        "SELECT max(ts) AS ts, max(service_date) AS day FROM bike_test.things "
+        "WHERE long = ? AND service_date >= ?",
+        [1, EVERY_DAY],
     )
 
     assert found.schema == {"ts": UTC_TIMESTAMP, "day": pl.Date}
@@ -320,7 +337,7 @@ def test_a_file_that_is_no_warehouse_is_named_at_once(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def without_columns(warehouse: DuckDBWarehouse, *names: str) -> TableContract:
+def without_columns(warehouse: Warehouse, *names: str) -> TableContract:
     """The table as an earlier version wrote it, which did not know these columns; its contract then."""
     earlier = TableContract(
         TABLE.schema, TABLE.name, (), tuple(c for c in TABLE.columns if c.name not in names)
@@ -329,8 +346,9 @@ def without_columns(warehouse: DuckDBWarehouse, *names: str) -> TableContract:
     return earlier
 
 
+@both
 def test_a_table_of_an_earlier_version_reads_as_if_its_new_columns_were_empty(
-    warehouse: DuckDBWarehouse,
+    warehouse: Warehouse,
 ) -> None:
     without_columns(warehouse, "wide", "seen")
 
@@ -339,8 +357,9 @@ def test_a_table_of_an_earlier_version_reads_as_if_its_new_columns_were_empty(
         assert tables.read(TABLE, DAY, DAY)["wide"].null_count() == 3
 
 
+@both
 def test_a_table_of_an_earlier_version_gets_its_new_columns_when_it_is_written(
-    warehouse: DuckDBWarehouse,
+    warehouse: Warehouse,
 ) -> None:
     without_columns(warehouse, "wide", "seen")
 

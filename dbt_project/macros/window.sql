@@ -10,7 +10,10 @@
 {%- if lookback_days %} {{ days_before(first_date(), lookback_days) }}{% else %} {{ first_date() }}{% endif %} and {{ last_date() }}
 {%- endmacro %}
 
+{# Every day, said aloud: BigQuery refuses to read a table of many days without a word of which. #}
+{% macro every_day(column) -%} {{ column }} >= cast('1900-01-01' as date) {%- endmacro %}
+
 {# A partition is replaced: what stood there goes in the transaction that writes anew. #}
 {% macro delete_window() -%}
-{% if is_incremental() %}delete from {{ this }} where {{ in_window("service_date") }}{% endif %}
+{% if is_incremental() and target.type != "bigquery" %}delete from {{ this }} where {{ in_window("service_date") }}{% endif %}
 {%- endmacro %}

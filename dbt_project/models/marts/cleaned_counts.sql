@@ -1,10 +1,11 @@
 {{
     config(
         materialized="incremental",
-        incremental_strategy=append_strategy(),
+        incremental_strategy=window_strategy(),
         on_schema_change="fail",
         partition_by=month_partitions(),
-        cluster_by=["counter_id"] if target.type == "bigquery" else none,
+        cluster_by=counter_clusters(),
+        require_partition_filter=asked_by_days(),
         pre_hook="{{ delete_window() }}",
     )
 }}

@@ -20,7 +20,7 @@ current_names as (
 ),
 
 newest as (
-    select max(ts_utc) as ts_utc from {{ ref("cleaned_counts") }}
+    select max(ts_utc) as ts_utc from {{ ref("cleaned_counts") }} where {{ every_day("service_date") }}
 ),
 
 life as (
@@ -33,6 +33,7 @@ life as (
         sum(case when hourly_count is not null and not is_outage then 1 else 0 end) as counted_hours,
         avg(case when is_outage or is_spike or is_stuck then null else hourly_count end) as mean_hourly_count
     from {{ ref("cleaned_counts") }}
+    where {{ every_day("service_date") }}
     group by counter_id
 ),
 

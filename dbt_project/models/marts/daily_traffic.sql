@@ -18,6 +18,7 @@ peaks as (
         sum(counts.hourly_count) as daily_count,
         max(counts.hourly_count) as busiest_hour_count
     from {{ ref("cleaned_counts") }} as counts
+    where {{ every_day("counts.service_date") }}
     group by counts.service_date, counts.counter_id
 )
 

@@ -15,6 +15,8 @@ with errors as (
     inner join {{ ref("cleaned_counts") }} as counts
         on predictions.counter_id = counts.counter_id and predictions.target_ts = counts.ts_utc
     where counts.hourly_count is not null
+        and {{ every_day("counts.service_date") }}
+        and {{ every_day("predictions.service_date") }}
 )
 
 select

@@ -9,6 +9,7 @@ with issued as (
         count(distinct service_date) as issue_dates,
         count(*) as forecasts
     from {{ source("bike_traffic_predictions", "predictions") }}
+    where {{ every_day("service_date") }}
     group by model_name, model_version, run_id
 ),
 

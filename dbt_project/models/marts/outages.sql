@@ -9,7 +9,7 @@ with counted as (
         lead(ts_utc) over hours as ts_after,
         lag(hourly_count) over hours as count_before
     from {{ ref("cleaned_counts") }}
-    where hourly_count is not null
+    where hourly_count is not null and {{ every_day("service_date") }}
     window hours as (partition by counter_id order by ts_utc)
 ),
 
@@ -24,7 +24,7 @@ zeros as (
 ),
 
 newest as (
-    select max(ts_utc) as ts_utc from {{ ref("cleaned_counts") }}
+    select max(ts_utc) as ts_utc from {{ ref("cleaned_counts") }} where {{ every_day("service_date") }}
 ),
 
 zero_runs as (

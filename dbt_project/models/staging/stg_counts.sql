@@ -24,3 +24,4 @@ select
 from {{ source("bike_traffic_raw", "raw_counts") }} as raw
 left join {{ source("bike_traffic_raw", "calendar_hours") }} as hours
     on raw.ts_utc = hours.ts_utc and raw.service_date = hours.service_date
+where {{ every_day("raw.service_date") }}

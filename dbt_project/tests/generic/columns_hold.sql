@@ -4,9 +4,11 @@
 {% test columns_hold(model) %}
 {{ config(fail_calc="coalesce(sum(broken_rows), 0)") }}
 {%- set rules = [] -%}
+{%- set asks_for_days = false -%}
 {%- if execute -%}
     {%- set found = graph.nodes.values() | selectattr("resource_type", "equalto", "model")
         | selectattr("name", "equalto", model.identifier) | first -%}
+    {%- set asks_for_days = found.config.get("require_partition_filter") -%}
     {%- for column in found.columns.values() -%}
         {%- set meta = column.config.meta -%}
         {%- if not meta.get("nullable") -%}
@@ -24,6 +26,7 @@ with counted as (
         {% endfor -%}
         count(*) as all_rows
     from {{ model }}
+    {% if asks_for_days %}where {{ every_day("service_date") }}{% endif %}
 )
 
 {% for _, broken in rules -%}
