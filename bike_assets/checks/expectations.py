@@ -49,8 +49,14 @@ SuiteName = Literal[
 
 VIEWS: tuple[View, ...] = get_args(View)
 MAX_FAILING_ROWS = 20
+BLOCK_ROWS = 1_000_000
+"""Rows that are in pandas together, with every column that a rule on single rows reads: memory stays the same for any
+table, and so does the cost of a row, as arrays of this size are reused and larger ones fetched from the system anew."""
 PLAUSIBLE_HOURLY_COUNT = 20_000
 """No counter of any city counts more bicycles in an hour."""
+
+_OF_THE_TABLE = ("ExpectTableRowCountToBeBetween", "ExpectCompoundColumnsToBeUnique")
+"""Rules that no part of the rows can answer."""
 
 _IDENTITY = ("column", "service_date", "counter_id", "ts_utc", "target_ts")
 
@@ -485,21 +491,45 @@ def _plain(series: pl.Series) -> NDArray[Any]:
 
 
 def _validate(suite: str, rules: Mapping[int, Rule], seen: pl.DataFrame) -> dict[int, FailedExpectation]:
-    # Rules of the same columns share a batch, so that never more than a few columns of the table are in pandas.
-    together: dict[tuple[str, ...], dict[int, Rule]] = {}
-    for index, rule in rules.items():
-        together.setdefault(tuple(_argument_columns(rule)), {})[index] = rule
-    failures = {}
-    for columns, some in together.items():
-        as_codes = all(rule.view == "rows" for rule in some.values())
-        batch = _pandas(seen, columns) if as_codes else seen.to_pandas()
-        for result in _great_expectations(batch, some):
-            index = int(result.expectation_config.meta["rule"])
-            rule = rules[index]
-            _raise_if_not_evaluated(suite, rule, result.exception_info)
-            if not result.success:
-                failures[index] = _failure(rule, result.result, seen)
-    return failures
+    """The rules of one view that are broken, and where."""
+    if any(rule.view != "rows" for rule in rules.values()):
+        broken = _broken(suite, rules, seen.to_pandas())
+    else:
+        single = {index: rule for index, rule in rules.items() if rule.expectation not in _OF_THE_TABLE}
+        whole = {index: rule for index, rule in rules.items() if index not in single}
+        broken = _broken(suite, whole, _pandas(seen, _columns_read(whole)))
+        for start in range(0, seen.height, BLOCK_ROWS):
+            block = _pandas(seen[start : start + BLOCK_ROWS], _columns_read(single))
+            for index, found in _broken(suite, single, block).items():
+                broken[index] = _with_block(broken.get(index), found, start)
+        for index in broken.keys() & single.keys():
+            broken[index] = {**broken[index], "element_count": seen.height}
+    return {index: _failure(rules[index], found, seen) for index, found in broken.items()}
+
+
+def _columns_read(rules: Mapping[int, Rule]) -> list[str]:
+    return sorted({name for rule in rules.values() for name in _argument_columns(rule)})
+
+
+def _with_block(before: Mapping[str, Any] | None, found: Mapping[str, Any], start: int) -> dict[str, Any]:
+    """What was found in the rows before, and in a block that starts at a row."""
+    known = before or {"unexpected_count": 0, "partial_unexpected_index_list": []}
+    rows = [start + int(row) for row in found.get("partial_unexpected_index_list") or []]
+    return {
+        "unexpected_count": known["unexpected_count"] + int(found["unexpected_count"]),
+        "partial_unexpected_index_list": [*known["partial_unexpected_index_list"], *rows],
+    }
+
+
+def _broken(suite: str, rules: Mapping[int, Rule], batch: "pd.DataFrame") -> dict[int, Mapping[str, Any]]:
+    """The rules that the batch breaks, and what Great Expectations says of each."""
+    broken = {}
+    for result in _great_expectations(batch, rules) if rules else ():
+        index = int(result.expectation_config.meta["rule"])
+        _raise_if_not_evaluated(suite, rules[index], result.exception_info)
+        if not result.success:
+            broken[index] = result.result
+    return broken
 
 
 def _great_expectations(batch: "pd.DataFrame", rules: Mapping[int, Rule]) -> list[Any]:

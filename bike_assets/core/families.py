@@ -132,9 +132,11 @@ class CatBoostFamily:
                     baseline=baseline[part],
                     feature_names=list(FEATURE_COLUMNS),
                 )
+                if part.any()
+                else None
                 for part in (chosen, ~chosen)
             )
-            if config.early_stopping_rounds and not chosen.all():
+            if config.early_stopping_rounds and unseen is not None:
                 model.fit(
                     learned,
                     eval_set=unseen,

@@ -470,20 +470,20 @@ def _ratio_features(out: dict[str, tuple[str, Array]], cube: Cube, trusted: Cube
 def _type_features(out: dict[str, tuple[str, Array]], trusted: Cube, axis: _Days, at: Index) -> None:
     """Recent days of the target's type (working day, Saturday, Sunday or public holiday), newest first."""
     by_day = np.ascontiguousarray(trusted.transpose(1, 0, 2))
-    issue = np.arange(len(at))
+    known = ~np.isnan(by_day)
+    value = np.where(known, by_day, 0.0)
     shape = (3, len(at), trusted.shape[0], 24)  # day type and issue first: each step touches whole blocks
     mean, ewm, short = _Mean(shape), _Mean(shape), _Mean(shape)
     last = np.full(shape, np.nan)
-    for k in range(1, _TYPE_WINDOW + 1):
-        day, kind = by_day[at - k], axis.day_type[at - k]
-        known = ~np.isnan(day)
-        value = np.where(known, day, 0.0)
-        for target, weight in ((mean, float(k <= 28)), (ewm, 0.5 ** (k / 10)), (short, 0.5 ** (k / 3))):
-            if weight:
-                target.total[kind, issue] += value * weight
-                target.weight[kind, issue] += known * weight
-        newest = last[kind, issue]
-        last[kind, issue] = np.where(np.isnan(newest), day, newest)
+    for issue, issue_day in enumerate(at):
+        for k in range(1, _TYPE_WINDOW + 1):
+            day = issue_day - k
+            block = axis.day_type[day], issue
+            for target, weight in ((mean, float(k <= 28)), (ewm, 0.5 ** (k / 10)), (short, 0.5 ** (k / 3))):
+                if weight:
+                    target.total[block] += value[day] * weight
+                    target.weight[block] += known[day] * weight
+            np.copyto(last[block], by_day[day], where=np.isnan(last[block]))
     average = ewm.result()
     out["type_mean"] = ("kh", mean.result())
     out["type_ewm"] = ("kh", average)
@@ -652,7 +652,8 @@ def _emit(
             column = h_.astype(np.float32)
         else:
             axes, array = values[name]
-            column = np.ascontiguousarray(array, dtype=np.float32).reshape(-1)[index[axes]]
+            # Every index is in range: "clip" only spares numpy the check.
+            column = np.ascontiguousarray(array, dtype=np.float32).reshape(-1).take(index[axes], mode="clip")
         columns[name] = pl.Series(column, nan_to_null=True)
     return pl.DataFrame(columns)
 

@@ -108,7 +108,7 @@ class Forecaster:
         Args:
             features: rows of `features_contract(FEATURE_COLUMNS)`, all of them or a sample.
             truth: counter_id, ts_utc, hourly_count up to the end of training; later rows must not be in it.
-            config: how to train.
+            config: how to train; `calibration_days` are a third of the issue dates at most.
 
         Returns:
             This forecaster, trained.
@@ -126,6 +126,9 @@ class Forecaster:
         if rows.height > config.max_rows:
             rows = sample_rows(rows, config.max_rows / rows.height, config.seed)
         rows = rows.sort("service_date", "counter_id", "target_ts")
+        # A short history keeps two thirds of its days to learn from.
+        days = (rows["service_date"].max() - rows["service_date"].min()).days // 3  # type: ignore[operator, union-attr]
+        self.config = config = replace(config, calibration_days=min(config.calibration_days, max(days, 1)))
         self.calibration = self._calibrate(rows)
         self._model = family.train(drop_weather(rows, config.weather_dropout, config.seed), config)
         self.affluence = learn_affluence(truth, self.holdout)

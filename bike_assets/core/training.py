@@ -60,7 +60,8 @@ class TrainConfig:
             baseline; 0: no such difference.
         recent_share: share of the rows that are recent (`recent_days`); the rest is drawn from the baseline.
         max_rows: rows to train on at most; more are thinned by a hash.
-        calibration_days: last local days of the training truth used to calibrate intervals.
+        calibration_days: last local days of the training truth used to calibrate intervals, of a short history the last
+            third.
         calibration_members: members of the model that is fitted without those days (catboost).
         cap_factor: forecasts end at this multiple of the counter's 56-day maximum.
         seed: of sampling, of the halves and of every random choice of a family.

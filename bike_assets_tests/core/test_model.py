@@ -190,6 +190,17 @@ def test_training_needs_truth(training: pl.DataFrame, known: pl.DataFrame) -> No
         Forecaster().predict(training)
 
 
+@pytest.mark.parametrize("days", [1, 4, 31])
+def test_a_short_history_is_learned_from_and_held_out_in_proportion(
+    training: pl.DataFrame, known: pl.DataFrame, days: int
+) -> None:
+    last = training.filter(pl.col("service_date") > TRAINED_UNTIL - days * DAY)
+    trained = Forecaster().fit(last, known, CONFIG)
+    assert trained.config.calibration_days == {1: 1, 4: 1, 31: 10}[days]
+    assert trained.holdout.is_empty() == (days < 31)
+    assert trained.predict(last)["forecast"].is_finite().all()
+
+
 def test_importances_name_every_feature(model: Forecaster) -> None:
     shares = model.feature_importance()
     assert set(shares) == set(FEATURE_COLUMNS)
