@@ -17,7 +17,7 @@ made by `bike_assets.checks.figures`.
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -54,9 +54,6 @@ BLOCK_ROWS = 1_000_000
 table, and so does the cost of a row, as arrays of this size are reused and larger ones fetched from the system anew."""
 PLAUSIBLE_HOURLY_COUNT = 20_000
 """No counter of any city counts more bicycles in an hour."""
-
-_OF_THE_TABLE = ("ExpectTableRowCountToBeBetween", "ExpectCompoundColumnsToBeUnique")
-"""Rules that no part of the rows can answer."""
 
 _IDENTITY = ("column", "service_date", "counter_id", "ts_utc", "target_ts")
 
@@ -495,29 +492,41 @@ def _validate(suite: str, rules: Mapping[int, Rule], seen: pl.DataFrame) -> dict
     if any(rule.view != "rows" for rule in rules.values()):
         broken = _broken(suite, rules, seen.to_pandas())
     else:
-        single = {index: rule for index, rule in rules.items() if rule.expectation not in _OF_THE_TABLE}
-        whole = {index: rule for index, rule in rules.items() if index not in single}
-        broken = _broken(suite, whole, _pandas(seen, _columns_read(whole)))
-        for start in range(0, seen.height, BLOCK_ROWS):
-            block = _pandas(seen[start : start + BLOCK_ROWS], _columns_read(single))
-            for index, found in _broken(suite, single, block).items():
-                broken[index] = _with_block(broken.get(index), found, start)
-        for index in broken.keys() & single.keys():
-            broken[index] = {**broken[index], "element_count": seen.height}
+        # Without a column it is a rule about the table, which no part of the rows can answer.
+        broken = _broken(
+            suite, {index: rule for index, rule in rules.items() if not rule.columns}, _pandas(seen, ())
+        )
+        single = {index: rule for index, rule in rules.items() if rule.columns}
+        columns = sorted({name for rule in single.values() for name in _argument_columns(rule)})
+        key = [name for rule in single.values() for name in rule.arguments.get("column_list", ())]
+        for rows in _blocks(seen, key):
+            for index, found in _broken(suite, single, _pandas(seen.select(columns)[rows], columns)).items():
+                broken[index] = _with_block(broken.get(index), found, rows) | {"element_count": seen.height}
     return {index: _failure(rules[index], found, seen) for index, found in broken.items()}
 
 
-def _columns_read(rules: Mapping[int, Rule]) -> list[str]:
-    return sorted({name for rule in rules.values() for name in _argument_columns(rule)})
+def _blocks(frame: pl.DataFrame, key: Sequence[str]) -> Iterator[pl.Series]:
+    """Row numbers of about `BLOCK_ROWS` rows at a time; rows of one key are in one block."""
+    n = -(-frame.height // BLOCK_ROWS)
+    number = pl.int_range(pl.len())
+    if n > 1:
+        block = pl.struct(key).hash() % n if key else number // BLOCK_ROWS
+        part = frame.select(block).to_series()
+        for i in range(n):
+            yield (part == i).arg_true()
+    elif n:
+        yield frame.select(number).to_series()
 
 
-def _with_block(before: Mapping[str, Any] | None, found: Mapping[str, Any], start: int) -> dict[str, Any]:
-    """What was found in the rows before, and in a block that starts at a row."""
+def _with_block(
+    before: Mapping[str, Any] | None, found: Mapping[str, Any], rows: pl.Series
+) -> dict[str, Any]:
+    """What was found in the blocks before, and in the one of these rows of the table."""
     known = before or {"unexpected_count": 0, "partial_unexpected_index_list": []}
-    rows = [start + int(row) for row in found.get("partial_unexpected_index_list") or []]
+    here = [int(rows[int(row)]) for row in found.get("partial_unexpected_index_list") or []]
     return {
         "unexpected_count": known["unexpected_count"] + int(found["unexpected_count"]),
-        "partial_unexpected_index_list": [*known["partial_unexpected_index_list"], *rows],
+        "partial_unexpected_index_list": sorted(known["partial_unexpected_index_list"] + here),
     }
 
 

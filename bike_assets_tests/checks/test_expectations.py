@@ -2,15 +2,18 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 
 import numpy as np
 import polars as pl
 import pytest
 
+from bike_assets.checks import expectations
 from bike_assets.checks.expectations import (
+    MAX_FAILING_ROWS,
     ExpectationError,
+    FailedExpectation,
     Rule,
     Suite,
     SuiteResult,
@@ -292,6 +295,33 @@ def test_both_halves_of_a_repeated_key_are_shown() -> None:
     failure = next(f for f in result.failures if f.rule == "identify one row")
     assert failure.n_unexpected == 2
     assert failure.sample[0] == failure.sample[1]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        lambda f: pl.concat([f, f.head(1)]),
+        where("hourly_count", 30_000, pl.col("local_hour") == 8),
+        where("counter_id", None, FIRST),
+        where("is_outage", None, pl.lit(True)),
+    ],
+    ids=["repeated", "implausible", "null", "nothing but null"],
+)
+def test_in_blocks_as_at_once(
+    monkeypatch: pytest.MonkeyPatch, fault: Callable[[pl.DataFrame], pl.DataFrame]
+) -> None:
+    at_once = run("cleaned_counts", fault)
+    monkeypatch.setattr(expectations, "BLOCK_ROWS", 100)
+    in_blocks = run("cleaned_counts", fault)
+    assert not at_once.passed
+    assert [shown(failure) for failure in in_blocks.failures] == [
+        shown(failure) for failure in at_once.failures
+    ]
+
+
+def shown(failure: FailedExpectation) -> FailedExpectation:
+    """The failure; which twenty of many rows are shown may differ."""
+    return replace(failure, sample=()) if (failure.n_unexpected or 0) > MAX_FAILING_ROWS else failure
 
 
 def test_a_rule_that_cannot_be_evaluated_raises_and_is_no_violation() -> None:
