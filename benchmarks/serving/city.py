@@ -1,4 +1,4 @@
-"""What the serving benchmarks serve: a city of Paris's size, two champions of it, and a registry that names one.
+"""What the serving benchmarks serve: a city of Paris's size, three champions of it, and a registry that names one.
 
 Belongs here: making the bundles once and naming one of them. The registry gives MLflow's answer to the one question
 the service asks, so that two cores are not shared with a whole MLflow besides the load. Does not belong here:
@@ -41,7 +41,7 @@ class City:
         return [f"{self.issue_date}T{hour:02}:00:00+01:00" for hour in range(24)]
 
 
-def make_city(home: Path, versions: int = 2) -> City:
+def make_city(home: Path, versions: int = 3) -> City:
     """The city in `home`, made if it is not there yet (some tens of seconds)."""
     made = home / "city.json"
     if not made.exists():

@@ -3,19 +3,20 @@
     python benchmarks/serving/footprint.py [--home DIR]
 
 The packages are installed as serving/Dockerfile installs them, into a folder that is removed again, by the Python that
-runs this; compiled bytecode is not counted. Start and memory are of one process with the city of the other benchmarks:
-113 counters × 168 hours, and an earlier champion kept while a new one proves itself. Claims: packages under 560 MB,
-ready within 3 s, under 400 MB of memory, no Dagster.
+runs this; compiled bytecode is not counted. Start and memory are of one worker with the city of the other benchmarks:
+113 counters × 168 hours, and an earlier champion kept while a new one proves itself. Memory is that of the worker and
+of the process that loads champions for it, and of a worker that had to compute a vintage besides. Claims: packages
+under 560 MB, ready within 3 s, under 400 MB of memory, no Dagster.
 """
 
 import argparse
 import os
-import re
 import subprocess
 import sys
 import tempfile
 import time
 from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 
 from city import Registry, make_city
@@ -26,8 +27,6 @@ ROOT = Path(__file__).parents[2]
 
 def packages(folder: Path) -> dict[str, float]:
     """Megabytes of each top-level package of the image's environment."""
-    left_out = re.findall(r"--no-install-package \S+?(?=[ \"\\])", (ROOT / "serving/Dockerfile").read_text())
-    flags = [word for flag in left_out for word in flag.split()]
     subprocess.run(
         [
             "uv",
@@ -38,7 +37,6 @@ def packages(folder: Path) -> dict[str, float]:
             "--package",
             "bike-serving",
             "--no-editable",
-            *flags,
         ],
         cwd=ROOT,
         env={**os.environ, "UV_PROJECT_ENVIRONMENT": str(folder), "UV_PYTHON": sys.executable},
@@ -72,24 +70,29 @@ def main() -> None:
         city = make_city(arguments.home or folder / "city")
         registry = Registry(city)
         stack.callback(registry.close)
-        seconds, memory = [], []
+        seconds, started, swapping, asked = [], [], [], []
         for number in range(3):
             began = time.perf_counter()
             with service(city, registry.url, folder / f"state{number}", poll_seconds="0.1") as running:
                 seconds.append(time.perf_counter() - began)
-                memory.append(running.memory / 1e6)
+                started.append(running.memory / 1e6)
                 with running.client() as client:
-                    for version in (2, 1):
+                    for version in (2, 3, 1):
                         registry.promote(version)
                         while client.get("/model").json()["model"]["version"] != str(version):
-                            time.sleep(0.05)
-                memory.append(running.memory / 1e6)
+                            swapping.append(running.memory / 1e6)
+                            time.sleep(0.02)
+                    client.get(f"/forecast?as_of={city.issue_date - timedelta(days=7)}").raise_for_status()
+                asked.append(running.memory / 1e6)
         print(f"start to ready {', '.join(f'{value:.2f}' for value in seconds)} s")
-        print(f"memory {memory[0]:.0f} MB after the start, {memory[1]:.0f} MB after two swaps")
+        print(
+            f"memory {max(started):.0f} MB after the start, at most {max(swapping):.0f} MB in three swaps, "
+            f"{max(asked):.0f} MB after an older vintage was asked for"
+        )
     claims = {
         "packages under 560 MB": total < 560,
         "ready within 3 s": min(seconds) < 3,
-        "under 400 MB": max(memory) < 400,
+        "under 400 MB": max(*started, *swapping, *asked) < 400,
         "no Dagster": not any(name.startswith("dagster") for name in sizes),
     }
     if broken := [claim for claim, holds in claims.items() if not holds]:

@@ -106,12 +106,13 @@ class Service:
 
     @property
     def memory(self) -> float:
-        """Resident bytes of all its workers, as its metrics tell."""
-        with self.client() as client:
-            lines = client.get("/metrics").text.splitlines()
-        return float(
-            next(line for line in lines if line.startswith("process_resident_memory_bytes ")).split()[1]
-        )
+        """Bytes that all its processes hold, the one that loads champions too; what they share is counted once."""
+        parent = psutil.Process(self.pid)
+        found = 0.0
+        for process in (parent, *parent.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                found += process.memory_full_info().pss
+        return found
 
 
 @contextmanager

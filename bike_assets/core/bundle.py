@@ -6,7 +6,8 @@ here: which model is champion (`promotion`, the registry), how features and fore
 
 A bundle is a flat directory, written once and never changed, whose name is the hash of its manifest:
 
-    model.cbm, log_linear.npz     (or another family's files), calibration.json and affluence.json: the forecaster
+    trees.npz, log_linear.npz     (or another family's files), calibration.json and affluence.json: the forecaster
+    model.cbm                     its trees as CatBoost keeps them; forecasts do not need it
     context.parquet               the recent cleaned counts that the features of a forecast need
     weather.parquet               the observed weather of those days and the forecasts of their mornings
     calibrations.parquet          of the intervals of each issue date, as the platform forecast it
@@ -27,10 +28,11 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
+from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,7 +59,7 @@ from bike_assets.core.model import Forecaster
 from bike_assets.core.weather import WEATHER_COLUMNS
 
 FORMAT = "bike-bundle"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 ISSUE_DAYS = 35
 """How many issue dates before the newest one a bundle can still answer for, in days."""
@@ -121,28 +123,41 @@ class BundleInfo:
 
 
 class Bundle:
-    """A loaded and verified bundle. Immutable for its users; safe to ask from several threads at once."""
+    """A loaded and verified bundle. Immutable for its users; safe to ask from several threads at once.
+
+    Tables that only computing needs are read when something is computed.
+    """
 
     def __init__(
         self,
         bundle_id: str,
         info: BundleInfo,
         forecaster: Forecaster,
-        context: pl.DataFrame,
-        weather: pl.DataFrame,
-        calibrations: Mapping[date, Calibration],
-        counters: pl.DataFrame,
+        issue_dates: tuple[date, date],
+        tables: Mapping[str, bytes],
+        newest: Callable[[], pl.DataFrame] | None = None,
     ) -> None:
         self.bundle_id = bundle_id
         self.info = info
-        self.counters = counters
-        self.first_issue_date, self.issue_date = _issue_dates(context)
+        self.counters = pl.read_parquet(BytesIO(tables[_COUNTERS]))
+        self.first_issue_date, self.issue_date = issue_dates
         self._forecaster = forecaster
-        self._context = context
-        self._weather = weather
-        self._calibrations = dict(calibrations)
+        self._tables = tables
+        self._newest = newest
         self._forecasts: dict[date, pl.DataFrame] = {}
         self._lock = threading.Lock()
+
+    @cached_property
+    def _context(self) -> pl.DataFrame:
+        return pl.read_parquet(BytesIO(self._tables[_CONTEXT]))
+
+    @cached_property
+    def _weather(self) -> pl.DataFrame:
+        return pl.read_parquet(BytesIO(self._tables[_WEATHER]))
+
+    @cached_property
+    def _calibrations(self) -> dict[date, Calibration]:
+        return _calibrations(pl.read_parquet(BytesIO(self._tables[_CALIBRATIONS])))
 
     @property
     def model_type(self) -> str:
@@ -250,14 +265,18 @@ class Bundle:
     def _vintage(self, day: date) -> pl.DataFrame:
         with self._lock:
             if day not in self._forecasts:
-                self._forecasts[day] = _compute(
-                    self._forecaster,
-                    self._context,
-                    self._weather,
-                    self._calibrations,
-                    self.counters,
-                    self.info,
-                    day,
+                self._forecasts[day] = (
+                    self._newest()
+                    if self._newest is not None and day == self.issue_date
+                    else _compute(
+                        self._forecaster,
+                        self._context,
+                        self._weather,
+                        self._calibrations,
+                        self.counters,
+                        self.info,
+                        day,
+                    )
                 )
             return self._forecasts[day]
 
@@ -328,12 +347,16 @@ def write_bundle(
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def load_bundle(path: Path, public_key: Ed25519PublicKey) -> Bundle:
+def load_bundle(
+    path: Path, public_key: Ed25519PublicKey, newest: Callable[[], pl.DataFrame] | None = None
+) -> Bundle:
     """Load a bundle that can be trusted: signature, format, hashes, feature schema and golden set must hold.
 
     Args:
         path: the bundle's directory; its name is the bundle's id.
         public_key: the key it must be signed for, see `load_public_key`.
+        newest: gives its forecast of the newest issue date where that was computed already and compared with the golden
+            set, by another process that loaded the same bundle; None to compute and compare here.
 
     Raises:
         BundleError: anything is missing, altered, added, of another format, or answers differently here.
@@ -350,12 +373,13 @@ def load_bundle(path: Path, public_key: Ed25519PublicKey) -> Bundle:
         _check_schema(path, manifest)
         info = _info_from(manifest)
         forecaster = Forecaster.load(path)
-        context = pl.read_parquet(BytesIO(contents[_CONTEXT]))
-        weather = pl.read_parquet(BytesIO(contents[_WEATHER]))
-        calibrations = _calibrations(pl.read_parquet(BytesIO(contents[_CALIBRATIONS])))
-        counters = pl.read_parquet(BytesIO(contents[_COUNTERS]))
+        held = manifest["context"]
+        issue_dates = date.fromisoformat(held["first_issue_date"]), date.fromisoformat(held["issue_date"])
+        tables = {name: contents[name] for name in (_CONTEXT, _WEATHER, _CALIBRATIONS, _COUNTERS)}
+        bundle = Bundle(path.name, info, forecaster, issue_dates, tables, newest)
+        if newest is not None:
+            return bundle
         golden = pl.read_parquet(BytesIO(contents[_GOLDEN]))
-        bundle = Bundle(path.name, info, forecaster, context, weather, calibrations, counters)
         answers = _golden(bundle.forecast())
     except BundleError:
         raise
@@ -628,7 +652,7 @@ def _feature_schema() -> list[dict[str, str]]:
 
 
 def _written_with() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in ("catboost", "numpy", "polars")}
+    return {name: importlib.metadata.version(name) for name in ("numpy", "polars")}
 
 
 def _bundle_id(manifest: bytes) -> str:

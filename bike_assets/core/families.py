@@ -10,12 +10,14 @@ a boulevard teach each other. What a day is like (weather, strikes) is common to
 a few hundred cases and not a million: members each see half of the weeks, a log-linear regression has half a say
 (`bike_assets.core.log_linear`), and the mean correction is shrunk.
 
-Files hold numbers only, never code: nothing of a model is unpickled. Asking a family needs neither scikit-learn nor
-anything else that only training needs.
+Files hold numbers only, never code: nothing of a model is unpickled. Asking a family needs neither CatBoost nor
+scikit-learn nor anything else that only training needs.
 """
 
+import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Protocol, Self
 
@@ -37,6 +39,7 @@ from bike_assets.core.errors import PermanentError
 from bike_assets.core.features import FEATURE_COLUMNS
 from bike_assets.core.log_linear import LOG_LINEAR_FILE, LogLinearFamily
 from bike_assets.core.training import TrainConfig, row_weights
+from bike_assets.core.trees import SymmetricTrees
 
 MODEL_FILE = "model.cbm"
 FOREST_FILE = "random_forest.npz"
@@ -93,8 +96,10 @@ class CatBoostFamily:
     The mean is of corrections, in logarithms: `TrainConfig.linear_share` is the regression's part of it.
     """
 
-    def __init__(self, trees: Any, linear: LogLinearFamily | None) -> None:
-        self.trees, self.linear = trees, linear
+    def __init__(self, trees: SymmetricTrees, linear: LogLinearFamily | None, stored: bytes) -> None:
+        """Take what a forecast needs, and the trees once more as CatBoost keeps them."""
+        self.linear = linear
+        self._trees, self._stored = trees, stored
 
     @classmethod
     def train(cls, rows: pl.DataFrame, config: TrainConfig) -> Self:
@@ -147,16 +152,28 @@ class CatBoostFamily:
                 model.fit(learned)
             members.append(model)
         linear = LogLinearFamily.train(rows, config) if config.linear_share else None
-        return cls(_average(members), linear)
+        average = _average(members)
+        return cls(SymmetricTrees.of(average), linear, _bytes(average))
+
+    @cached_property
+    def trees(self) -> Any:
+        """CatBoost's own model, which explains and is published; forecasting needs neither it nor CatBoost.
+
+        Raises:
+            ValueError: what was stored is damaged.
+        """
+        from catboost import CatBoostError, CatBoostRegressor
+
+        try:
+            return CatBoostRegressor().load_model(blob=self._stored)
+        except CatBoostError as error:
+            raise ValueError(str(error).splitlines()[0]) from error
 
     def forecast(self, rows: pl.DataFrame, config: TrainConfig) -> Array:
         """Expected count of every row."""
         if rows.is_empty():
             return np.zeros(0)
-        raw = self.trees.predict(
-            matrix(rows), prediction_type="RawFormulaVal", thread_count=config.thread_count
-        )
-        correction = np.asarray(raw, dtype=np.float64)
+        correction = self._trees.raw(matrix(rows))
         if self.linear is not None:
             correction += config.linear_share * (self.linear.correction(rows) - correction)
         return corrected(rows, correction, config)
@@ -178,26 +195,17 @@ class CatBoostFamily:
         return shares
 
     def save(self, folder: Path) -> None:
-        """Write `model.cbm` and, of the regression, `log_linear.npz`."""
+        """Write `trees.npz`, `model.cbm` and, of the regression, `log_linear.npz`."""
         if self.linear is not None:
             self.linear.save(folder)
-        metadata = self.trees.get_metadata()
-        # A loaded model carries empty parameters, about which CatBoost complains on stderr at the next loading.
-        if "params" in list(metadata):
-            del metadata["params"]
-        self.trees.save_model(str(folder / MODEL_FILE))
+        self._trees.save(folder)
+        (folder / MODEL_FILE).write_bytes(self._stored)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Read `model.cbm`, and `log_linear.npz` where it is."""
-        from catboost import CatBoostError, CatBoostRegressor
-
-        trees = CatBoostRegressor()
-        try:
-            trees.load_model(str(folder / MODEL_FILE))
-        except CatBoostError as error:
-            raise ValueError(str(error).splitlines()[0]) from error
-        return cls(trees, LogLinearFamily.load(folder) if (folder / LOG_LINEAR_FILE).exists() else None)
+        """Read `trees.npz` and `model.cbm`, and `log_linear.npz` where it is."""
+        linear = LogLinearFamily.load(folder) if (folder / LOG_LINEAR_FILE).exists() else None
+        return cls(SymmetricTrees.load(folder), linear, (folder / MODEL_FILE).read_bytes())
 
     def importance(self) -> Mapping[str, float]:
         """Share of the loss change each feature explains in the trees (PredictionValuesChange)."""
@@ -215,6 +223,17 @@ def _average(models: list[Any]) -> Any:
         if key.startswith("model"):  # random ids and times of day: the same training must give the same bytes
             del metadata[key]
     return average
+
+
+def _bytes(model: Any) -> bytes:
+    metadata = model.get_metadata()
+    # A loaded model carries empty parameters, about which CatBoost complains on stderr at the next loading.
+    if "params" in list(metadata):
+        del metadata["params"]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / MODEL_FILE
+        model.save_model(str(file))
+        return file.read_bytes()
 
 
 def _half(blocks: NDArray[np.int64], member: int, seed: int) -> NDArray[np.bool_]:

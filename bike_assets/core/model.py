@@ -46,7 +46,7 @@ __all__ = [
 
 CALIBRATION_FILE = "calibration.json"
 AFFLUENCE_FILE = "affluence.json"
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 
 HOLDOUT_SCHEMA = pl.Schema(
     {

@@ -34,6 +34,7 @@ LAST_DAY = date(2024, 4, 9)
 HISTORY_DAYS = LOOKBACK_DAYS + ISSUE_DAYS + 20
 COUNTER_IDS = ("100-E", "100-W", "200-N", "300-S")
 MODEL_FILES = (
+    "trees.npz",
     "model.cbm",
     "log_linear.npz",
     "calibration.json",
@@ -380,8 +381,8 @@ def test_a_manifest_that_lacks_a_key_is_refused(copy: Path, key: str) -> None:
 
 
 def test_signed_nonsense_is_refused_in_one_line(copy: Path) -> None:
-    (copy / "model.cbm").write_bytes(b"not a model")
-    refused(rehash(copy, "model.cbm"), "cannot be read")
+    (copy / "trees.npz").write_bytes(b"not a model")
+    refused(rehash(copy, "trees.npz"), "cannot be read")
 
 
 def test_a_forecast_off_by_the_last_digit_fails_the_golden_set(copy: Path) -> None:

@@ -19,6 +19,7 @@ from bike_assets.core.intervals import ERROR_COLUMNS, target_day
 from bike_assets.core.log_linear import LOG_LINEAR_FILE
 from bike_assets.core.metrics import accuracy_by_horizon, join_truth
 from bike_assets.core.model import AFFLUENCE_FILE, CALIBRATION_FILE, Forecaster, TrainConfig
+from bike_assets.core.trees import TREES_FILE
 from bike_assets_tests.core.synthetic import city
 
 FIRST, TRAINED_UNTIL, LAST = date(2023, 9, 1), date(2024, 1, 14), date(2024, 1, 28)
@@ -120,7 +121,7 @@ def test_the_same_data_and_seed_give_the_same_model(
     assert_frame_equal(again.predict(rows), model.predict(rows), check_exact=True)
     model.save(tmp_path / "one")
     again.save(tmp_path / "two")
-    for name in (CALIBRATION_FILE, LOG_LINEAR_FILE, MODEL_FILE):
+    for name in (CALIBRATION_FILE, LOG_LINEAR_FILE, MODEL_FILE, TREES_FILE):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     other = Forecaster().fit(training, known, TrainConfig(**{**CONFIG.__dict__, "seed": 5}))
     assert not other.predict(rows).equals(model.predict(rows))
@@ -135,6 +136,7 @@ def test_files_bring_back_the_same_forecaster(
         CALIBRATION_FILE,
         LOG_LINEAR_FILE,
         MODEL_FILE,
+        TREES_FILE,
     ]
     loaded = Forecaster.load(tmp_path / "m")
     rows = training.tail(2000)
@@ -162,7 +164,7 @@ def test_damaged_files_are_one_clear_error(model: Forecaster, tmp_path: Path) ->
     with pytest.raises(PermanentError, match="features"):
         Forecaster.load(tmp_path)
     model.save(tmp_path)
-    (tmp_path / MODEL_FILE).write_bytes(b"not a model")
+    (tmp_path / TREES_FILE).write_bytes(b"not a model")
     with pytest.raises(PermanentError, match="train it again"):
         Forecaster.load(tmp_path)
 

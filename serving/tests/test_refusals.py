@@ -96,7 +96,7 @@ def wrong_schema(manifest, dice):
 
 def other_answers(manifest, folder, dice):
     """A golden set that the model does not reproduce, or a model that is another."""
-    name = dice.choice(["golden.parquet", "model.cbm"])
+    name = dice.choice(["golden.parquet", "trees.npz"])
     other = folder.parent / "other" / name
     content = other.read_bytes()
     (folder / name).write_bytes(content)
