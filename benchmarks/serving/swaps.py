@@ -102,7 +102,8 @@ def swapping(
     def promote() -> None:
         with running.client() as client:
             for number in range(swaps):
-                version = 2 - number % 2
+                # Three in turn: the one before the one that serves is still in memory, and no other is.
+                version = (number + 1) % 3 + 1
                 registry.promote(version)
                 began = time.perf_counter()
                 while client.get("/model").json()["model"]["version"] != str(version):

@@ -73,21 +73,28 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _run(settings: Settings, log_level: str) -> None:
+    from bike_serving.loading import Loader
+
+    loader = Loader()
+    loader.start()  # it gets ready while the rest is imported
     import uvicorn
 
     from bike_serving.app import create_app
 
-    uvicorn.run(create_app(settings), **_server(settings, log_level))
+    uvicorn.run(create_app(settings, loader), **_server(settings, log_level))
 
 
 def _server(settings: Settings, log_level: str) -> dict[str, Any]:
     """What the server is told, whether it is one process or the parent of several."""
+    from bike_serving.server import JoinedProtocol
+
     return {
         "host": settings.host,
         "port": settings.port,
         "loop": "uvloop",
-        "http": "httptools",
+        "http": JoinedProtocol,
         "server_header": False,
+        "access_log": False,  # the guard keeps one
         "log_config": log_config(log_level.upper(), settings.log_format),
         "timeout_graceful_shutdown": 10,
     }

@@ -1,18 +1,22 @@
 """Puts the service together. Nothing here is decided twice: settings in, application out."""
 
+import gc
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from bike_serving import logs, problems, routes
+from bike_serving import problems, routes
 from bike_serving.champion import ChampionHolder
 from bike_serving.experiment import Experiment, Experimenting
 from bike_serving.fast_path import FastPredict
+from bike_serving.loading import Loader
 from bike_serving.metrics import Metrics, RequestMetrics
 from bike_serving.orchestrator import Orchestrator
 from bike_serving.registry import MlflowRegistry
@@ -29,8 +33,8 @@ _SWITCH_SECONDS = 0.0005
 """How long a champion being loaded may keep the interpreter while a request waits: a tenth of Python's default."""
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
-    """The service as an ASGI application; by default with the settings of the environment."""
+def create_app(settings: Settings | None = None, loader: Loader | None = None) -> FastAPI:
+    """The service as an ASGI application; by default with the settings of the environment and a loader of its own."""
     settings = settings or Settings()
     access = Access(settings)
     metrics = Metrics()
@@ -40,29 +44,37 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     orchestrator = (
         Orchestrator(settings.dagster_url, settings.dagster_location) if settings.dagster_url else None
     )
-    holder = ChampionHolder(settings, registry, metrics)
-    experiment = _experiment(settings, holder, metrics)
+    loader = loader or Loader()
+    holder = ChampionHolder(settings, registry, metrics, loader.compute)
+    experiment = _experiment(settings, holder, metrics, loader)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         sys.setswitchinterval(_SWITCH_SECONDS)
+        loader.start()
         holder.start()
         # A worker that takes the place of a dead one takes no requests before it can answer them.
         await run_in_threadpool(holder.looked.wait, _FIRST_LOOK_SECONDS)
+        # What is there now stays: looking through it for garbage again and again would hold up requests.
+        gc.collect()
+        gc.freeze()
         if experiment:
             experiment.start()
         yield
         if experiment:
             experiment.stop()
         holder.stop()
+        loader.close()
         access.close()
         if orchestrator is not None:
             await orchestrator.close()
 
-    app = FastAPI(
+    app = Service(
         title="Bicycle traffic forecasts",
         summary="Hourly forecasts of the champion model for every counter, seven days ahead, with intervals.",
         version=version("bike-serving"),
+        docs_url=None,  # made of files of our own, see routes.operations
+        redoc_url=None,
         lifespan=lifespan,
         telemetry=telemetry(settings.tracing),
     )
@@ -74,25 +86,42 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     routes.install(app)
     problems.install(app)
     # Each stands around those before it.
-    app.add_middleware(FastPredict, holder=holder, metrics=metrics)
+    app.surround(FastPredict, holder=holder, metrics=metrics)
     if experiment:
-        app.add_middleware(Experimenting, experiment=experiment)
-    app.add_middleware(BodyLimit, limit_of=body_limit, seconds=settings.body_timeout_seconds)
-    app.add_middleware(logs.RequestContext)
-    app.add_middleware(Guard, access=access)
+        app.surround(Experimenting, experiment=experiment)
+    app.surround(BodyLimit, limit_of=body_limit, seconds=settings.body_timeout_seconds)
+    app.surround(Guard, access=access)
     if origins := [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]:
         # Outside the guard: a browser asks for leave without credentials.
-        app.add_middleware(
+        app.surround(
             CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"]
         )
-    app.add_middleware(RequestMetrics, metrics=metrics)
+    app.surround(RequestMetrics, metrics=metrics)
     return app
 
 
-def _experiment(settings: Settings, holder: ChampionHolder, metrics: Metrics) -> Experiment | None:
+class Service(FastAPI):
+    """FastAPI with middleware around all of it: what the short way answers never enters the framework."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._outermost: ASGIApp = super().__call__
+
+    def surround(self, middleware: Callable[..., ASGIApp], **options: Any) -> None:
+        """Put a middleware around what there is."""
+        self._outermost = middleware(self._outermost, **options)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        await self._outermost(scope, receive, send)
+
+
+def _experiment(
+    settings: Settings, holder: ChampionHolder, metrics: Metrics, loader: Loader
+) -> Experiment | None:
     if settings.experiment == "off":
         return None
     registry = MlflowRegistry(
         settings.mlflow_url, settings.model_name, settings.experiment_alias, settings.registry_timeout_seconds
     )
-    return Experiment(settings, registry, holder, metrics)
+    return Experiment(settings, registry, holder, metrics, loader.compute)

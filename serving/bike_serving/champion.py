@@ -8,18 +8,19 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
 from datetime import time as dt_time
-from importlib import import_module
-from typing import Any, NamedTuple, Protocol
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import polars as pl
 
 from bike_assets.core.bundle import BUNDLE_ID_PATTERN, Bundle, load_bundle, load_public_key
 from bike_assets.core.errors import BikeError, BundleError
-from bike_serving.forecasts import ForecastTable, dumps, iso
+from bike_serving import loading
+from bike_serving.forecasts import Computed, ForecastTable, dumps, iso
 from bike_serving.memory import Memory
 from bike_serving.metrics import Metrics, ServedModel
 from bike_serving.probation import Record, worse
@@ -32,6 +33,12 @@ _OLDER_TABLES = 4
 """Issue dates besides the newest whose look-up tables are kept: each is some megabytes."""
 
 _LONGEST_RETRY_SECONDS = 60.0
+
+
+T = TypeVar("T")
+
+Compute = Callable[[Path, Path], Computed]
+"""Computes what there is to compute of a bundle (its folder, the public key), as `loading.compute` does."""
 
 
 class Registry(Protocol):
@@ -54,18 +61,20 @@ class Answer(NamedTuple):
 class Champion:
     """One loaded bundle with everything a request needs. Never changes its answers."""
 
-    def __init__(self, ref: ModelRef, bundle: Bundle) -> None:
+    def __init__(self, ref: ModelRef, bundle: Bundle, newest: ForecastTable | None = None) -> None:
+        """Take a bundle, and the look-up table of its newest vintage where that was made already."""
         self.ref = ref
         self.bundle = bundle
         self.model_type = bundle.model_type
         self.loaded_at = datetime.now(UTC)
         self.serving_since = 0.0
         self.record = Record()
-        self.newest = ForecastTable.of(bundle.issue_date, bundle.forecast())
+        self.newest = newest or ForecastTable.of(bundle.issue_date, bundle.forecast())
         self._older: OrderedDict[date, ForecastTable] = OrderedDict()
         self._features: tuple[date, pl.DataFrame] | None = None
         self._lock = threading.Lock()
         self.ref_json = dumps(asdict(ref))
+        self._head = f'{{"model":{self.ref_json},"issue_date":"'.encode()
         self.counters_json = self._counters()
 
     @property
@@ -104,9 +113,9 @@ class Champion:
         Raises:
             UnknownCountersError, OutsideWindowError: naming everything that has no forecast.
         """
-        found = table.look_up(list(dict.fromkeys(counter_ids)), list(dict.fromkeys(hours)))
-        head = f'{{"model":{self.ref_json},"issue_date":"{table.issue_date_text}","forecasts":['
-        return Answer(b"".join((head.encode(), b",".join(found), b"]}")), len(found))
+        found = table.look_up(_once(counter_ids), _once(hours))
+        day = table.issue_date_text.encode()
+        return Answer(b'%b%b","forecasts":[%b]}' % (self._head, day, b",".join(found)), len(found))
 
     def features(self, issue_date: date) -> pl.DataFrame:
         """What the forecasts of an issue date were computed from; those asked for last are kept."""
@@ -123,11 +132,15 @@ class Champion:
             {
                 **row,
                 "last_seen": iso(row["last_seen"]),
-                "has_forecast": row["counter_id"] in self.newest.rows,
+                "has_forecast": row["counter_id"] in self.newest.counters,
             }
             for row in self.bundle.counters.select(columns).iter_rows(named=True)
         ]
         return f'{{"model":{self.ref_json},"counters":{dumps(counters)}}}'
+
+
+def _once(values: Sequence[T]) -> Sequence[T]:
+    return values if len(values) == 1 else list(dict.fromkeys(values))
 
 
 @dataclass(frozen=True)
@@ -148,10 +161,17 @@ class _Rejection:
 class ChampionHolder:
     """Holds the champion that serves. `current` is read once a request; only the looking thread replaces it."""
 
-    def __init__(self, settings: Settings, registry: Registry, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        registry: Registry,
+        metrics: Metrics,
+        compute: Compute = loading.compute,
+    ) -> None:
         self.current: Champion | None = None
         self.status = PollStatus()
         self._settings, self._registry, self._metrics = settings, registry, metrics
+        self._compute = compute
         self._memory = Memory(settings.state_folder)
         self._previous: Champion | None = None
         self._rejections: dict[ModelRef, _Rejection] = {}
@@ -190,7 +210,6 @@ class ChampionHolder:
         self.status = PollStatus(datetime.now(UTC), error)
 
     def _poll(self) -> None:
-        import_module("catboost")  # seconds of importing that the first champion need not wait for
         while not self._stop.is_set():
             self._look_now.clear()
             self.refresh()
@@ -261,7 +280,7 @@ class ChampionHolder:
         if rejection and time.monotonic() < rejection.retry_at:
             raise BundleError(rejection.reason)
         try:
-            return load_champion(self._settings, ref)
+            return load_champion(self._settings, ref, self._compute)
         except Exception as error:
             if not isinstance(error, BikeError):
                 log.exception("unexpected failure while loading bundle %s", ref.bundle_id)
@@ -299,16 +318,20 @@ class ChampionHolder:
         return error
 
 
-def load_champion(settings: Settings, ref: ModelRef) -> Champion:
+def load_champion(settings: Settings, ref: ModelRef, compute: Compute = loading.compute) -> Champion:
     """The bundle that the registry names, verified and ready to answer.
+
+    What is computed is computed by `compute`, which may be another process. A bundle is named by its content, so that
+    both read the same one or none.
 
     Raises:
         BundleError: it is not there, cannot be trusted, or is of another version.
     """
     if not BUNDLE_ID_PATTERN.fullmatch(ref.bundle_id):
         raise BundleError(f"{ref.bundle_id!r} names no bundle; promote the model again")
-    public_key = load_public_key(settings.public_key_path)
-    bundle = load_bundle(settings.bundles_path / ref.bundle_id, public_key)
+    path = settings.bundles_path / ref.bundle_id
+    computed = compute(path, settings.public_key_path)
+    bundle = load_bundle(path, load_public_key(settings.public_key_path), computed.vintage)
     info = bundle.info
     if (info.model_name, info.model_version, info.run_id) != (ref.name, ref.version, ref.run_id):
         raise BundleError(
@@ -316,7 +339,7 @@ def load_champion(settings: Settings, ref: ModelRef) -> Champion:
             f"(run {info.run_id}), but the registry names it for {ref.name} version {ref.version} "
             f"(run {ref.run_id}); promote it again"
         )
-    return Champion(ref, bundle)
+    return Champion(ref, bundle, ForecastTable.unpacked(computed))
 
 
 def describe(champion: Champion) -> dict[str, Any]:

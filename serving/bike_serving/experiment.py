@@ -23,7 +23,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bike_assets.core.errors import BikeError
 from bike_assets.core.experiment import arm_of
-from bike_serving.champion import Champion, ChampionHolder, Registry, load_champion
+from bike_serving import loading
+from bike_serving.champion import Champion, ChampionHolder, Compute, Registry, load_champion
 from bike_serving.metrics import Metrics
 from bike_serving.registry import NoChampionError
 from bike_serving.settings import Settings
@@ -78,11 +79,17 @@ class Experiment:
     """The challenger and its part. Only the following thread replaces `challenger` and `mixed`."""
 
     def __init__(
-        self, settings: Settings, registry: Registry, holder: ChampionHolder, metrics: Metrics
+        self,
+        settings: Settings,
+        registry: Registry,
+        holder: ChampionHolder,
+        metrics: Metrics,
+        compute: Compute = loading.compute,
     ) -> None:
         self.challenger: Champion | None = None
         self.metrics = ExperimentMetrics(metrics)
         self._settings, self._registry, self._holder = settings, registry, holder
+        self._compute = compute
         self._mixed: _Mixed | None = None
         self._told = ""
         self._retry_at = 0.0
@@ -147,7 +154,8 @@ class Experiment:
                 self.challenger is None or self.challenger.ref != ref
             ) and time.monotonic() > self._retry_at:
                 self._retry_at = time.monotonic() + _RETRY_SECONDS
-                self._take(load_champion(self._settings, ref), f"version {ref.version} takes part")
+                loaded = load_champion(self._settings, ref, self._compute)
+                self._take(loaded, f"version {ref.version} takes part")
                 self._retry_at = 0.0
             self._mix()
         except NoChampionError:
@@ -203,7 +211,7 @@ class Experiment:
                 return
             for forecast in said["forecasts"]:
                 hour = datetime.fromisoformat(forecast["target_ts"])
-                theirs = challenger.newest.rows.get(forecast["counter_id"], {}).get(hour)
+                theirs = challenger.newest.text(forecast["counter_id"], hour)
                 if theirs is not None:
                     ours = float(forecast["forecast"])
                     difference = abs(float(json.loads(theirs)["forecast"]) - ours)
@@ -221,19 +229,19 @@ def unfit(challenger: Champion, champion: Champion) -> str:
             f"the challenger's forecast is of {challenger.newest.issue_date}, the champion's of "
             f"{champion.newest.issue_date}; materialise shadow_predictions"
         )
-    if missing := len(champion.newest.rows.keys() - challenger.newest.rows.keys()):
+    if missing := len(champion.newest.counters - challenger.newest.counters):
         return f"the challenger knows {missing} counters less than the champion"
     return ""
 
 
 def mixture(champion: Champion, challenger: Champion, share: float) -> Champion:
     """The champion with a share of its counters answered by the challenger; each forecast names its version."""
-    rows: dict[str, dict[datetime, bytes]] = {}
-    for counter in champion.newest.rows:
+    rows = {}
+    for counter in champion.newest.counters:
         arm = arm_of(counter, challenger.ref.version, share)
         source = challenger if arm == "challenger" else champion
         named = f',"model_version":{json.dumps(source.ref.version)}}}'.encode()
-        rows[counter] = {hour: row[:-1] + named for hour, row in source.newest.rows[counter].items()}
+        rows[counter] = source.newest.rows[counter].ending(named)
     mixed = copy(champion)
     mixed.newest = replace(champion.newest, rows=rows)
     return mixed

@@ -10,22 +10,8 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
 
-from starlette.types import ASGIApp, Receive, Scope, Send
-
-_request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
-
-
-class RequestContext:
-    """ASGI middleware that lets log lines name the request they belong to."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request. A worker thread that it starts inherits the id."""
-        if request_id := scope.get("request_id"):
-            _request_id.set(request_id)
-        await self._app(scope, receive, send)
+request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+"""Of the request that is being answered; a worker thread that it starts inherits it."""
 
 
 class JsonLines(logging.Formatter):
@@ -39,8 +25,8 @@ class JsonLines(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        if request_id := _request_id.get():
-            line["request_id"] = request_id
+        if request := request_id.get():
+            line["request_id"] = request
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False)
@@ -60,7 +46,6 @@ def log_config(level: str, log_format: str) -> dict[str, Any]:
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
         "loggers": {
             "bike_serving": {"level": level},
-            "uvicorn.access": {"level": "WARNING"},
             "uvicorn": {"level": level},
         },
         "root": {"level": "WARNING", "handlers": ["stderr"]},

@@ -158,6 +158,7 @@ class Metrics:
             "degraded", "1 when what serves is not what the registry names, or it cannot be asked", "livemax"
         )
         self._hot: dict[tuple[str, str, int], Callable[[float], None]] = {}
+        self._children: dict[tuple[Counter, *tuple[str, ...]], Counter] = {}
         self.serves(None)
         self.registry.register(_Workers(self, self._folder))
 
@@ -182,8 +183,15 @@ class Metrics:
 
     def count_forecasts(self, model_type: str, version: str, number: int, *, computed: bool = False) -> None:
         """Count forecasts that were sent, and whether their vintage had to be computed first."""
-        self.predictions.labels(model_type, version).inc(number)
-        self.lookups.labels("miss" if computed else "hit").inc()
+        self._child(self.predictions, model_type, version).inc(number)
+        self._child(self.lookups, "miss" if computed else "hit").inc()
+
+    def _child(self, counter: Counter, *labels: str) -> Counter:
+        """The counter of some labels, which finding anew costs more than counting. Labels have few values."""
+        child = self._children.get((counter, *labels))
+        if child is None:
+            child = self._children[counter, *labels] = counter.labels(*labels)
+        return child
 
     def count_request(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count and time an answered request."""

@@ -1,6 +1,7 @@
 """The API of a running service: right answers to right questions, and a clear word about every other one."""
 
 import json
+import re
 from datetime import date, datetime, timedelta
 
 import polars as pl
@@ -217,4 +218,11 @@ def test_the_documentation_has_examples_that_validate(api):
     }
     assert list(responses["422"]["content"]) == ["application/problem+json"]
     assert api.get("/", follow_redirects=False).headers["location"] == "/docs"
-    assert api.get("/docs").status_code == 200
+    page = api.get("/docs")
+    # Nothing of another host, and everything of this one is there.
+    parts = re.findall(r'(?:src|href|url)(?:=|: )["\']([^"\']+)', page.text)
+    assert len(parts) == 4
+    assert not [part for part in parts if "//" in part]
+    assert "'self' 'unsafe-inline'" in page.headers["content-security-policy"]
+    assert [api.get(f"/{part}").status_code for part in parts] == [200] * 4
+    assert api.get("/docs/redoc.standalone.js").status_code == 422

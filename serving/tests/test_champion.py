@@ -87,9 +87,7 @@ def test_a_bundle_that_arrives_late_is_taken_when_it_is_there(settings, refs, ci
 
 
 @pytest.mark.parametrize("serving_already", [True, False])
-def test_a_refused_bundle_is_not_read_again_at_every_look(
-    settings, refs, city, monkeypatch, caplog, serving_already
-):
+def test_a_refused_bundle_is_not_read_again_at_every_look(settings, refs, caplog, serving_already):
     """Neither the one the registry names nor, without a registry, the last good one."""
     holder = holding(settings, refs[0])
     reads = []
@@ -98,11 +96,11 @@ def test_a_refused_bundle_is_not_read_again_at_every_look(
         reads.append(path.name)
         raise ValueError("out of luck")
 
-    monkeypatch.setattr("bike_serving.champion.load_bundle", unreadable)
     if serving_already:
+        holder._compute = unreadable
         holder._registry.ref = refs[1]
     else:
-        holder = ChampionHolder(settings, Names(AWAY), Metrics())
+        holder = ChampionHolder(settings, Names(AWAY), Metrics(), unreadable)
     for _ in range(5):
         holder.refresh()
         assert "out of luck" in holder.status.error

@@ -67,7 +67,7 @@ def clients(city, tmp_path_factory):
     _, key = create_key(settings.keys_path, "tests", Role.READER, {Meter.PREDICT: 0})
 
     class Loaded(ChampionHolder):
-        def __init__(self, settings, _registry, metrics):
+        def __init__(self, settings, _registry, metrics, _compute):
             super().__init__(settings, Named(ref), metrics)
             self.refresh()
 

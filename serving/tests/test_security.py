@@ -490,7 +490,7 @@ def test_a_full_access_log_makes_room_and_an_unwritable_one_stops_nobody(tmp_pat
     monkeypatch.setattr("bike_serving.security.audit._LOOK_EVERY", 1)
     one, other = (AuditLog(tmp_path / "audit.jsonl", max_bytes=2000) for _ in range(2))
     for n in range(400):
-        (one if n % 2 else other).write(n=n, text="x" * 80)
+        (one if n % 2 else other).write(n=n, text="x" * 43)
     kept = sorted(path.name for path in tmp_path.glob("audit*"))
     assert kept == ["audit.jsonl", *(f"audit.jsonl.{n}" for n in range(1, 5))]
     numbers = [

@@ -39,7 +39,7 @@ async def counters(champion: Current, request: Request, format: FormParameter = 
     if form is Form.JSON:
         return json_response(champion.counters_json)
     known = champion.bundle.counters.select(
-        *_COLUMNS, has_forecast=pl.col("counter_id").is_in(list(champion.newest.rows))
+        *_COLUMNS, has_forecast=pl.col("counter_id").is_in(list(champion.newest.counters))
     )
     if form is Form.CSV:
         return answer(request, write_table(known, form), form)
@@ -71,6 +71,6 @@ async def counter(champion: Current, counter_id: CounterPath) -> Response:
         **row,
         "first_seen": row["first_seen"].isoformat(),
         "last_seen": row["last_seen"].isoformat(),
-        "has_forecast": counter_id in champion.newest.rows,
+        "has_forecast": counter_id in champion.newest.counters,
     }
     return json_response(f'{{"model":{champion.ref_json},"counter":{dumps(described)}}}')

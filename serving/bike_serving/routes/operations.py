@@ -4,16 +4,20 @@ Belongs here: the state of the service. Does not belong here: forecasts, models.
 """
 
 from datetime import UTC, datetime
-from typing import Any
+from importlib.resources import files
+from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import PlainTextResponse, RedirectResponse
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse, RedirectResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from bike_serving.routes.common import NOT_LOADED, Current, holder_of, metrics_of, problems
 from bike_serving.schemas import Alive, Ready
 
 router = APIRouter()
+
+_SWAGGER = files("fastapi_offline") / "static"
 
 
 @router.get("/health", response_model=Alive)
@@ -51,3 +55,21 @@ async def metrics(request: Request) -> Response:
 async def index() -> RedirectResponse:
     """People are shown the documentation."""
     return RedirectResponse("/docs")
+
+
+@router.get("/docs", include_in_schema=False)
+async def docs(request: Request) -> HTMLResponse:
+    """Swagger UI. Its addresses are relative, so that it may stand behind a prefix."""
+    return get_swagger_ui_html(
+        openapi_url="openapi.json",
+        title=request.app.title,
+        swagger_js_url="docs/swagger-ui-bundle.js",
+        swagger_css_url="docs/swagger-ui.css",
+        swagger_favicon_url="docs/favicon.png",
+    )
+
+
+@router.get("/docs/{file}", include_in_schema=False)
+async def docs_file(file: Literal["swagger-ui-bundle.js", "swagger-ui.css", "favicon.png"]) -> FileResponse:
+    """What the page is made of."""
+    return FileResponse(str(_SWAGGER / file))

@@ -4,9 +4,13 @@ Belongs here: writing lines. They hold no key, token, query or body. Does not be
 own log) and counts (metrics).
 """
 
+import asyncio
 import fcntl
 import logging
 import os
+import time
+from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,34 +27,52 @@ _LOOK_EVERY: Final = 256
 
 
 class AuditLog:
-    """Appends to a file that several processes share. A line is one write, so lines never mix.
+    """Appends to a file that several processes share. Lines are written whole, so they never mix.
 
-    Where it cannot be written, the service answers on and says so in its own log: once, until it can again.
+    Requests that are answered in one turn of the event loop are written at its next, all at once. Where the file cannot
+    be written, the service answers on and says so in its own log: once, until it can again.
     """
 
     def __init__(self, path: Path, max_bytes: int = MAX_BYTES) -> None:
         self._path, self._max_bytes = path, max_bytes
         self._file: int | None = None
+        self._lines: list[bytes] = []
         self._until_look = 0
         self._failing = False
 
     def write(self, **entry: Any) -> None:
-        """Append one line."""
+        """Append one line: `at`, the moment now, and what else is told."""
+        self._lines.append(msgspec.json.encode({"at": _now(), **entry}))
+        if len(self._lines) > 1:
+            return  # it goes with those that wait
+        try:
+            asyncio.get_running_loop().call_soon(self._flush)
+        except RuntimeError:  # nothing else happens meanwhile
+            self._flush()
+
+    def _flush(self) -> None:
+        lines, self._lines = self._lines, []
+        if not lines:
+            return
         try:
             if self._until_look <= 0:
                 self._look()
-            self._until_look -= 1
+            self._until_look -= len(lines)
             if self._file is not None:
-                os.write(self._file, msgspec.json.encode(entry) + b"\n")
+                os.write(self._file, b"\n".join((*lines, b"")))
                 self._failing = False
         except OSError as error:
             if not self._failing:
                 log.error("the access log %s cannot be written: %s", self._path, error)
             self._failing = True
-            self.close()
+            self._close()
 
     def close(self) -> None:
-        """Close the file; the next line opens it again."""
+        """Write what waits and close the file; the next line opens it again."""
+        self._flush()
+        self._close()
+
+    def _close(self) -> None:
         if self._file is not None:
             os.close(self._file)
             self._file = None
@@ -60,7 +82,7 @@ class AuditLog:
         """Open the file, again where another process moved it away, and move it away where it is full."""
         self._until_look = _LOOK_EVERY
         if self._file is not None and not self._still_there(self._file):
-            self.close()
+            self._close()
             self._until_look = _LOOK_EVERY
         if self._file is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,3 +108,14 @@ class AuditLog:
                 self._path.replace(self._path.with_name(f"{self._path.name}.1"))
         finally:
             fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _now() -> str:
+    """The moment in UTC to the millisecond, ISO 8601."""
+    seconds, milliseconds = divmod(time.time_ns() // 1_000_000, 1000)
+    return f"{_second(seconds)}.{milliseconds:03}+00:00"
+
+
+@lru_cache(maxsize=2)
+def _second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None).isoformat()

@@ -12,7 +12,6 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Final
 
 from starlette.concurrency import run_in_threadpool
@@ -20,6 +19,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bike_assets.core.errors import PermanentError
+from bike_serving import logs
 from bike_serving.problems import problem
 from bike_serving.security.access import Meter, Role, Rule, rule_of
 from bike_serving.security.audit import AuditLog
@@ -34,17 +34,18 @@ PERIODS: Final[Mapping[Meter, int]] = {Meter.PREDICT: 60, Meter.TRAIN: 3600}
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _DOCUMENTATION: Final = frozenset({"/", "/docs", "/openapi.json"})
 _DOCUMENTATION_POLICY: Final = (
-    b"default-src 'none'; connect-src 'self'; img-src 'self' data: https://fastapi.tiangolo.com; "
-    b"script-src 'unsafe-inline' https://cdn.jsdelivr.net; style-src 'unsafe-inline' https://cdn.jsdelivr.net; "
-    b"frame-ancestors 'none'"
+    b"default-src 'none'; connect-src 'self'; img-src 'self' data:; script-src 'self' 'unsafe-inline'; "
+    b"style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
 )
-_HEADERS: Final = (
-    (b"x-content-type-options", b"nosniff"),
-    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"cross-origin-resource-policy", b"same-origin"),
-    (b"cache-control", b"no-store"),
-)
+_HEADERS: Final = {
+    b"x-content-type-options": b"nosniff",
+    b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",
+    b"referrer-policy": b"no-referrer",
+    b"cross-origin-resource-policy": b"same-origin",
+    b"cache-control": b"no-store",
+}
+"""What every answer tells a browser, unless the answer says otherwise itself."""
+_ALL: Final = tuple(_HEADERS.items())
 
 RawHeaders = Sequence[tuple[bytes, bytes]]
 
@@ -83,7 +84,7 @@ class Access:
             if settings.oidc_issuer
             else None
         )
-        self.limiter = RateLimiter(settings.state_folder / "limits.bin")
+        self.limiter = RateLimiter(settings.state_folder / "limits.bin", shared=settings.workers > 1)
         self.audit = AuditLog(settings.state_folder / "audit.jsonl")
         self.audit_reads = settings.audit_reads
         self.limits = {Meter.PREDICT: settings.predict_per_minute, Meter.TRAIN: settings.train_per_hour}
@@ -145,8 +146,8 @@ class Guard:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = [*message.get("headers", ()), *extra]
-                names = {name for name, _ in headers}
-                headers += [header for header in _HEADERS if header[0] not in names]
+                told = {name for name, _ in headers} & _HEADERS.keys()
+                headers += [header for header in _HEADERS.items() if header[0] not in told] if told else _ALL
                 message["headers"] = headers
             await send(message)
 
@@ -159,6 +160,7 @@ class Guard:
         if request_id is None:
             request_id = f"{self._process}-{next(self._numbers):x}"
         scope["request_id"] = request_id
+        logs.request_id.set(request_id)
         extra.append((b"x-request-id", request_id.encode()))
         caller: Caller | None = None
         try:
@@ -173,7 +175,6 @@ class Guard:
             if self._access.audit_reads or status >= 400 or rule.role is Role.ADMIN:
                 client = scope.get("client")
                 self._access.audit.write(
-                    at=datetime.now(UTC).isoformat(timespec="milliseconds"),
                     request_id=request_id,
                     caller=caller.id if caller else None,
                     client=client[0] if client else None,
@@ -276,6 +277,6 @@ def _basic_password(value: str) -> str | None:
 
 def _unauthorised(path: str, detail: str, error: str | None = None) -> _Refusal:
     challenge = 'Bearer realm="bike-serving"' + (f', error="{error}"' if error else "")
-    if path in _DOCUMENTATION:
+    if path in _DOCUMENTATION or path.startswith("/docs/"):
         challenge = 'Basic realm="any name, an API key as password", ' + challenge
     return _Refusal(problem(401, "unauthorised", detail, {"WWW-Authenticate": challenge}))

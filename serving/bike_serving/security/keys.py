@@ -179,17 +179,22 @@ class KeyRing:
         self._path = path
         self._stamp = self._stamp_now()
         self._keys = read_keys(path)
+        self._found: dict[str, Caller] = {}
         self._look_at = time.monotonic() + _LOOK_SECONDS
 
     def __len__(self) -> int:
         return len(self._keys)
 
     def find(self, key: str) -> Caller | None:
-        """Who holds the key; None where nobody does."""
+        """Who holds the key; None where nobody does. A key that was found is remembered until the file changes."""
         self._follow()
+        if caller := self._found.get(key):
+            return caller
         key_id, _, secret = key.removeprefix(KEY_PREFIX).partition("_")
         found = self._keys.get(key_id)
-        return found.caller if found is not None and found.matches(secret) else None
+        if found is None or not found.matches(secret):
+            return None
+        return self._found.setdefault(key, found.caller)
 
     def _follow(self) -> None:
         now = time.monotonic()
@@ -202,6 +207,7 @@ class KeyRing:
         self._stamp = stamp
         try:
             self._keys = read_keys(self._path)
+            self._found.clear()
         except KeyFileError as error:
             log.error("the keys read last stay in force: %s", error)
 

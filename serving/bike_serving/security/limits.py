@@ -15,6 +15,7 @@ import os
 import struct
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil
 from pathlib import Path
 from typing import Final
@@ -40,9 +41,15 @@ class Verdict:
 class RateLimiter:
     """Counts requests. One thread of each process uses it."""
 
-    def __init__(self, path: Path) -> None:
-        """Map the table, which is made when missing. Where it cannot be, this process counts for itself."""
+    def __init__(self, path: Path, shared: bool = True) -> None:
+        """Map the table, which is made when missing. Where it cannot be, this process counts for itself.
+
+        Args:
+            path: the table's file; it keeps the counts over a restart, too.
+            shared: whether other processes count into it at the same time. Only then is it locked.
+        """
         self._file: int | None = None
+        self._shared = shared
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -71,13 +78,14 @@ class RateLimiter:
             limit: requests in the period, at least 1.
             period_seconds: over which an empty bucket refills.
         """
-        name = int.from_bytes(hashlib.blake2b(who.encode(), digest_size=8).digest(), "little") or 1
+        name = _name(who)
         start = name % _BUCKETS * _BUCKET_BYTES
         # The clock that all processes share and nobody can set.
         now = time.monotonic()
         interval = period_seconds / limit
-        if self._file is not None:
-            fcntl.lockf(self._file, fcntl.LOCK_EX, _BUCKET_BYTES, start)
+        lock = self._file if self._shared else None
+        if lock is not None:
+            fcntl.lockf(lock, fcntl.LOCK_EX, _BUCKET_BYTES, start)
         try:
             place, full_at = self._find(start, name)
             # A moment further away than an empty bucket's is of another boot of the machine, or of a higher limit.
@@ -87,8 +95,8 @@ class RateLimiter:
                 full_at += interval
                 _SLOT.pack_into(self._table, place, name, full_at)
         finally:
-            if self._file is not None:
-                fcntl.lockf(self._file, fcntl.LOCK_UN, _BUCKET_BYTES, start)
+            if lock is not None:
+                fcntl.lockf(lock, fcntl.LOCK_UN, _BUCKET_BYTES, start)
         left = max(0, int((now + period_seconds - full_at) / interval + 1e-6))
         wait = full_at - now if allowed else full_at + interval - now - period_seconds
         return Verdict(allowed, left, max(1, ceil(wait)))
@@ -103,3 +111,9 @@ class RateLimiter:
             if full_at < oldest:
                 oldest_place, oldest = place, full_at
         return oldest_place, 0.0
+
+
+@lru_cache(maxsize=4096)
+def _name(who: str) -> int:
+    """What the table knows somebody by."""
+    return int.from_bytes(hashlib.blake2b(who.encode(), digest_size=8).digest(), "little") or 1
