@@ -24,7 +24,7 @@ DOCKERFILES = (ROOT / "deploy" / "platform.Dockerfile", ROOT / "serving" / "Dock
 
 SERVICES = {"dagster-webserver", "dagster-daemon", "code-location", "postgres", "mlflow", "serving"}
 ONE_SHOT = {"bundle-keys"}
-TARGETS = {"help", "demo", "test", "test-all", "check", "up", "bench", "clean"}
+TARGETS = {"help", "demo", "test", "test-all", "check", "lint-deploy", "up", "bench", "clean"}
 VARIABLE = re.compile(r"\$\{(?P<name>[A-Z_]+)(?P<operator>:?[-?+])?(?P<rest>[^}]*)\}")
 
 
@@ -378,7 +378,7 @@ def test_workflows_run_what_people_run() -> None:
         }
         for path in WORKFLOWS
     }
-    assert commands["check"] == {"make check"}
+    assert commands["check"] == {"make check", "make lint-deploy"}
     assert commands["test"] == {"make test", "make demo", "make test-all"}
 
 

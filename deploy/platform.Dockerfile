@@ -23,8 +23,8 @@ RUN uv sync --locked --no-dev --extra platform --no-editable
 
 COPY dbt_project /opt/bike/dbt_project
 # The manifest is made here, not by every process that starts.
-RUN cd /opt/bike/dbt_project \
-    && rm -rf target logs \
+WORKDIR /opt/bike/dbt_project
+RUN rm -rf target logs \
     && BIKE_WAREHOUSE=/tmp/parse.duckdb /opt/bike/venv/bin/dbt parse --project-dir . --profiles-dir . \
     && test -s target/manifest.json \
     && rm -rf logs
@@ -55,7 +55,7 @@ ENV PATH=/opt/bike/venv/bin:$PATH \
 ARG GIT_COMMIT=unknown
 ENV BIKE_GIT_COMMIT=$GIT_COMMIT
 
-USER bike
+USER 10001:10001
 WORKDIR /opt/bike
 EXPOSE 3000 4000 5000
 CMD ["dagster", "api", "grpc", "--module-name", "bike_assets.definitions", "--location-name", "bike_assets", "--host", "0.0.0.0", "--port", "4000"]

@@ -55,7 +55,7 @@ def test_each_day_is_sampled_at_its_own_share() -> None:
     )
 
 
-def test_a_row_weighs_its_level_its_age_and_how_rare_its_counter_is() -> None:
+def test_the_weight_of_a_row_is_its_level_its_age_and_how_rare_its_counter_is() -> None:
     rows = rows_of(DAYS[:3], {"usual": 8, "also": 8, "rare": 2, "rarest": 1}).filter(
         (pl.col("counter_id") != "rarest") | (pl.col("service_date") == DAYS[2])
     )
