@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from bike_assets import model_commands, replay_commands
@@ -172,6 +173,19 @@ def status(home: Home = DEFAULT_HOME, as_json: AsJson = False, debug: Debug = Fa
 
 
 @app.command()
+def doctor(home: Home = DEFAULT_HOME, as_json: AsJson = False, debug: Debug = False) -> None:
+    """Try every connection, permission and version that the settings need, and say what to do where one fails."""
+    settings = read_settings(home)
+    from bike_assets.doctor import as_result, diagnose
+
+    with quiet(settings, debug):
+        findings = diagnose(settings)
+    report(as_result(settings, findings), as_json, _print_findings)
+    if ill := [each for each in findings if each.outcome == "fail"]:
+        raise PermanentError(f"{ill[0].check}: {ill[0].found}; {ill[0].remedy}")
+
+
+@app.command()
 def up(
     more: MoreData = None,
     source: SourceOption = None,
@@ -236,6 +250,13 @@ def _outcome(outcome: Any, days: tuple[date, date] | None) -> dict[str, Any]:
         "checks": {"passed": outcome.passed, "warned": outcome.warned, "failed": outcome.failed},
         "seconds": {name: round(seconds, 2) for name, seconds in outcome.seconds.items()},
     }
+
+
+def _print_findings(result: dict[str, Any]) -> None:
+    table = Table("check", "", "found", "what to do")
+    for each in result["checks"]:
+        table.add_row(each["check"], each["outcome"], escape(each["found"]), escape(each["remedy"]))
+    Console().print(table)
 
 
 def _print_status(result: dict[str, Any]) -> None:

@@ -39,24 +39,37 @@ def open_instance(settings: Settings) -> "Iterator[dg.DagsterInstance]":
     import dagster as dg
 
     prepare(settings)
-    with dg.DagsterInstance.from_config(str(settings.dagster_home)) as instance:
+    with dg.DagsterInstance.from_config(
+        str(deployed_instance(settings) or settings.dagster_home)
+    ) as instance:
         yield instance
+
+
+def deployed_instance(settings: Settings) -> Path | None:
+    """Where the deployment keeps the configuration of its instance; None on a laptop, where a home has its own."""
+    folder = os.environ.get("DAGSTER_HOME")
+    return Path(folder) if folder and settings.env != "local" else None
 
 
 def prepare(settings: Settings) -> None:
     """Make the home and what every process started in it needs: Dagster's configuration and DAGSTER_HOME.
 
+    Of a deployment only the home is made: its instance is what DAGSTER_HOME says already.
+
     Raises:
         PermanentError: the folder cannot be written.
     """
+    os.environ["BIKE_HOME"] = str(settings.home)
     with _writing(settings):
-        settings.dagster_home.mkdir(parents=True, exist_ok=True)
+        settings.home.mkdir(parents=True, exist_ok=True)
+        if deployed_instance(settings):
+            return
+        settings.dagster_home.mkdir(exist_ok=True)
         text = _INSTANCE_TEMPLATE.read_text(encoding="utf-8")
         (settings.dagster_home / "dagster.yaml").write_text(
             text.replace("@DAGSTER_HOME@", str(settings.dagster_home)), encoding="utf-8"
         )
     os.environ["DAGSTER_HOME"] = str(settings.dagster_home)
-    os.environ["BIKE_HOME"] = str(settings.home)
 
 
 @contextmanager

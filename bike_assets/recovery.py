@@ -17,7 +17,7 @@ from typing import Final
 
 import dagster as dg
 
-from bike_assets.home import open_instance
+from bike_assets.home import deployed_instance, open_instance
 from bike_assets.settings import Settings
 
 COMMAND_TAG: Final = "bike.command"
@@ -75,7 +75,8 @@ def end_dead_runs(settings: Settings, instance: dg.DagsterInstance) -> list[str]
     """
     runs = instance.get_runs(dg.RunsFilter(statuses=list(WORKING)))
     dead = [run for run in runs if COMMAND_TAG in run.tags]
-    if len(dead) < len(runs) and not _held(settings.home / SERVED_LOCK):
+    # A deployment watches the runs of its daemon itself, and they may be on another machine.
+    if len(dead) < len(runs) and not deployed_instance(settings) and not _held(settings.home / SERVED_LOCK):
         dead = list(runs)
     for run in dead:
         instance.report_run_failed(run, "the process of this run was ended before it was done")

@@ -27,7 +27,7 @@ from google.auth.exceptions import GoogleAuthError
 from google.cloud import bigquery
 from google.cloud.bigquery_storage import BigQueryReadClient
 
-from bike_assets.core.contracts import Column, TableContract
+from bike_assets.core.contracts import AUDIT_LOG, Column, TableContract
 from bike_assets.core.errors import PermanentError, TransientError
 from bike_assets.resources.warehouse import EVERY_DAY, TableReader, Warehouse
 from bike_assets.settings import Settings
@@ -222,6 +222,14 @@ class BigQueryWarehouse(Warehouse):
                 if table := self._stored(client, contract):
                     self._add_columns(client, contract, table)
 
+    def prove(self) -> str:
+        proof = TableContract(AUDIT_LOG.schema, "proof", (), (Column("one", pl.Int64, "1"),))
+        with self.connection.get_client() as client:
+            self._create_dataset(client, proof)
+            with self._staged(client, proof, [pl.DataFrame({"one": [1]})]) as staging:
+                self._select(client, f"SELECT one FROM {staging}", [])  # noqa: S608
+            return f"BigQuery project {client.project}, {self.connection.location}"
+
     # --- reading -----
 
     def _read(
@@ -321,11 +329,15 @@ class BigQueryWarehouse(Warehouse):
         if table := self._stored(client, contract):
             self._add_columns(client, contract, table)
             return
+        self._create_dataset(client, contract)
+        with _explained(contract.relation):
+            client.create_table(table_layout(client.project, contract), exists_ok=True)
+
+    def _create_dataset(self, client: bigquery.Client, contract: TableContract) -> None:
         dataset = bigquery.Dataset(f"{client.project}.{contract.schema}")
         dataset.location = self.connection.location
-        with _explained(contract.relation):
+        with _explained(contract.schema):
             client.create_dataset(dataset, exists_ok=True)
-            client.create_table(table_layout(client.project, contract), exists_ok=True)
 
     def _add_columns(self, client: bigquery.Client, contract: TableContract, table: bigquery.Table) -> None:
         lacking = {column.name for column in _lacking(contract, table, contract.column_names)}

@@ -166,6 +166,14 @@ class Warehouse(dg.ConfigurableResource, ABC):  # type: ignore[type-arg]
             PermanentError: a column is lacking that is never null.
         """
 
+    @abstractmethod
+    def prove(self) -> str:
+        """Write something, read it and take it away again.
+
+        Returns:
+            What answered, in words.
+        """
+
     def newest_day(self, contract: TableContract) -> date | None:
         """The newest `service_date` that has rows; None where there are none or no table yet."""
         if not self.exists(contract):
@@ -268,6 +276,13 @@ class DuckDBWarehouse(Warehouse):
             for contract in contracts:
                 if _exists(connection, contract):
                     _add_columns(connection, contract)
+
+    def prove(self) -> str:
+        with self.connect() as connection:
+            connection.execute("BEGIN")
+            connection.execute("CREATE SCHEMA proof; CREATE TABLE proof.proof AS SELECT 1 AS one")
+            connection.execute("ROLLBACK")
+        return f"DuckDB {duckdb.__version__}, {self.path}"
 
 
 @dataclass(frozen=True)
