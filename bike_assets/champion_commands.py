@@ -19,6 +19,7 @@ from bike_assets.console import (
     Debug,
     Home,
     print_mapping,
+    progress,
     quiet,
     read_settings,
     report,
@@ -110,6 +111,31 @@ def champion_reject(
 ) -> None:
     """Say no to the challenger that waits for a person; it is not judged again."""
     _change("reject", version, reason, actor, home, as_json, debug)
+
+
+@champion_app.command("retrain")
+def champion_retrain(
+    force: Annotated[
+        bool, typer.Option("--force", help="Train whatever the numbers say, cooldown and budget included.")
+    ] = False,
+    reason: Reason = "",
+    actor: Actor = "",
+    home: Home = DEFAULT_HOME,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Decide today whether to retrain, and do what was decided: a challenger, and the comparison with the champion.
+
+    bike-assets champion retrain --force -m "the new counters matter more"
+    """
+    settings = read_settings(home)
+    require_platform(settings)
+    with session(settings, debug) as (definitions, instance), progress() as say:
+        from bike_assets.runner import decide_and_retrain
+
+        order = {"force": force, "actor": actor, "reason": reason}
+        result = decide_and_retrain(settings, definitions, instance, order, say)
+    report(result, as_json, print_mapping)
 
 
 @champion_app.command("summary")

@@ -30,18 +30,22 @@ _INSTANCE_TEMPLATE: Final = REPOSITORY / "deploy" / "dagster.local.yaml"
 
 
 @contextmanager
-def open_instance(settings: Settings) -> "Iterator[dg.DagsterInstance]":
+def open_instance(settings: Settings, **overrides: Any) -> "Iterator[dg.DagsterInstance]":
     """Dagster's instance of a home, made when it is not there yet.
+
+    Args:
+        settings: where the home is.
+        overrides: sections of `dagster.yaml` that are otherwise for as long as it is open.
 
     Raises:
         PermanentError: the folder cannot be written.
     """
     import dagster as dg
+    from dagster._core.instance import InstanceRef
 
     prepare(settings)
-    with dg.DagsterInstance.from_config(
-        str(deployed_instance(settings) or settings.dagster_home)
-    ) as instance:
+    folder = str(deployed_instance(settings) or settings.dagster_home)
+    with dg.DagsterInstance.from_ref(InstanceRef.from_dir(folder, overrides=overrides)) as instance:
         yield instance
 
 

@@ -8,9 +8,9 @@ give one by one in Dagster, since they are the same runs.
 Belongs here: the order of a day, what a replay leaves out, going on after a kill. Does not belong here: any work of an
 asset, and what the result looks like (`bike_assets.replay_report`).
 
-Left out, because nothing that is forecast or decided reads them: checks, pictures, tests of the dbt models, tables for
-people (they are made once, at the end), and tables that are built whole on days on which nobody reads them before they
-are built again.
+Left out, because nothing that is forecast or decided reads them: checks, pictures, tests of the dbt models, what steps
+print, bundles of mornings that are over, tables for people (they are made once, at the end), and tables that are built
+whole on days on which nobody reads them before they are built again.
 """
 
 import hashlib
@@ -24,27 +24,34 @@ from typing import Any, Final
 from zoneinfo import ZoneInfo
 
 import dagster as dg
+import polars as pl
 from dagster._core.storage.tags import (
     ASSET_PARTITION_RANGE_END_TAG,
     ASSET_PARTITION_RANGE_START_TAG,
     RUN_KEY_TAG,
 )
 from dagster._utils.schedules import cron_string_iterator
+from pydantic import PrivateAttr
 
 from bike_assets.assets import plots
 from bike_assets.assets.dbt_models import DESCRIBING_MODELS
 from bike_assets.build import build_defs, build_resources, dbt_project
+from bike_assets.clock import set_to
 from bike_assets.console import quiet
 from bike_assets.core.calendar import LOCAL_TZ, days_between
 from bike_assets.core.errors import PermanentError
 from bike_assets.core.features import FEATURE_LOOKBACK_DAYS
+from bike_assets.core.model import Forecaster
 from bike_assets.demo import MIN_HISTORY_DAYS
 from bike_assets.home import open_instance, prepare, remember_source
-from bike_assets.jobs import CLEANED, INGEST, MONITOR
+from bike_assets.jobs import CLEANED, EXPERIMENT, INGEST, MONITOR
 from bike_assets.policies import Policies
 from bike_assets.recovery import COMMAND_TAG, end_dead_runs, only_command
+from bike_assets.resources.bundles import BUNDLE_TAG, BundleStore
 from bike_assets.resources.dbt import DbtInProcess
+from bike_assets.resources.registry import ModelRegistry, ModelVersion
 from bike_assets.resources.source import CountsSourceResource, WeatherSourceResource
+from bike_assets.resources.warehouse import Warehouse
 from bike_assets.runner import root_cause
 from bike_assets.settings import Settings
 from bike_assets.sources.as_of import History, weather_on
@@ -60,12 +67,23 @@ _SENSOR_AFTER: Final = {INGEST.name: "changed_counts", MONITOR.name: "retraining
 _WARM_UP: Final = "before"
 JOURNAL: Final = "replay.jsonl"
 
+_NO_OUTPUT: Final = {
+    "module": "dagster._core.storage.noop_compute_log_manager",
+    "class": "NoOpComputeLogManager",
+}
+"""What steps print is not kept: capturing it starts two processes a step."""
+
 
 @dataclass
 class Clock:
-    """The local day that a replay has arrived at."""
+    """The moment that a replay has arrived at."""
 
-    today: date
+    moment: datetime
+
+    @property
+    def today(self) -> date:
+        """Its local day."""
+        return self.moment.astimezone(ZoneInfo(LOCAL_TZ)).date()
 
 
 @dataclass(frozen=True)
@@ -90,6 +108,56 @@ class KnownWeather:
     def read(self, first: date, last: date) -> WeatherBatch:
         """Forecasts issued on the days, and the hours of these days that had been observed."""
         return weather_on(self.weather.read(first, last), self.clock.today)
+
+
+class RememberingRegistry(ModelRegistry):
+    """The registry, reading what a version is once and not every morning, since a version never changes."""
+
+    _forecasters: dict[str, Forecaster] = PrivateAttr(default_factory=dict)
+    _holdouts: dict[str, pl.DataFrame] = PrivateAttr(default_factory=dict)
+
+    def load_forecaster(self, version: ModelVersion) -> Forecaster:
+        """As `ModelRegistry.load_forecaster`."""
+        if version.run_id not in self._forecasters:
+            _make_room(self._forecasters)
+            self._forecasters[version.run_id] = super().load_forecaster(version)
+        return self._forecasters[version.run_id]
+
+    def load_holdout(self, version: ModelVersion) -> pl.DataFrame:
+        """As `ModelRegistry.load_holdout`."""
+        if version.run_id not in self._holdouts:
+            _make_room(self._holdouts)
+            self._holdouts[version.run_id] = super().load_holdout(version)
+        return self._holdouts[version.run_id]
+
+
+def _make_room(kept: dict[str, Any]) -> None:
+    """Forget the oldest: champion and challenger are asked for."""
+    if len(kept) >= 2:
+        del kept[next(iter(kept))]
+
+
+@dataclass(frozen=True)
+class NewestBundle:
+    """The store of bundles, in the place of the resource `bundles`: a version's first is written, and that of the last
+    day. Those of the mornings between are for a service, and nobody asks one of the past."""
+
+    store: BundleStore
+    clock: Clock
+    last: date
+
+    def publish(
+        self,
+        version: ModelVersion,
+        forecaster: Forecaster,
+        warehouse: Warehouse,
+        registry: ModelRegistry,
+    ) -> str:
+        """As `BundleStore.publish`; where nothing is written, the name of the bundle that the version has."""
+        known = version.tags.get(BUNDLE_TAG)
+        if known and self.clock.today < self.last:
+            return known
+        return self.store.publish(version, forecaster, warehouse, registry)
 
 
 @dataclass(frozen=True)
@@ -203,21 +271,23 @@ def run_replay(
     prepare(settings)
     remember_source(settings)
     _write_without_waiting()
-    clock = Clock(replay.first)
+    clock = Clock(_midnight(replay.first))
     with (
+        set_to(lambda: clock.moment.astimezone(UTC)),
         quiet(settings, debug),
         plots.left_out(),
         only_command(settings, lambda text: progress(text, 0.0)),
-        open_instance(settings) as instance,
+        open_instance(settings, compute_logs=_NO_OUTPUT) as instance,
     ):
         end_dead_runs(settings, instance)
-        engine = Engine(instance, _definitions(replay, history, clock), Journal.open(settings.home / JOURNAL))
+        engine = Engine(
+            instance, _definitions(replay, history, clock), Journal.open(settings.home / JOURNAL), clock
+        )
         days = days_between(replay.first, replay.last)
         progress("counts, features and first training", 0.0)
         engine.warm_up(replay, busy_span(history.rows)[0])
         for number, day in enumerate(days):
             progress(f"{day}", number / len(days))
-            clock.today = day
             engine.live(day)
         progress("tables for people", 1.0)
         engine.finish(replay, busy_span(history.rows)[0])
@@ -227,13 +297,18 @@ def run_replay(
 def _definitions(replay: Replay, history: History, clock: Clock) -> dg.Definitions:
     """The platform's definitions with sources that obey the clock and dbt within this process."""
     settings = replay.settings
-    dbt = build_resources(settings, dbt_project(settings))["dbt"]
+    resources = build_resources(settings, dbt_project(settings))
+    dbt = resources["dbt"]
     return build_defs(
         settings,
         {
             "source": dg.ResourceDefinition.hardcoded_resource(PublishedCounts(history, clock)),
             "weather": dg.ResourceDefinition.hardcoded_resource(
                 KnownWeather(WeatherSourceResource.from_settings(settings), clock)
+            ),
+            "registry": dg.ResourceDefinition.hardcoded_resource(RememberingRegistry.from_settings(settings)),
+            "bundles": dg.ResourceDefinition.hardcoded_resource(
+                NewestBundle(resources["bundles"], clock, replay.last)
             ),
             "dbt": DbtInProcess(
                 project_dir=dbt.project_dir, profiles_dir=dbt.profiles_dir, artifacts_dir=dbt.artifacts_dir
@@ -249,6 +324,7 @@ class Engine:
     instance: dg.DagsterInstance
     definitions: dg.Definitions
     journal: Journal
+    clock: Clock
 
     def __post_init__(self) -> None:
         self.repository = self.definitions.get_repository_def()
@@ -284,7 +360,8 @@ class Engine:
         last = replay.last - timedelta(days=1)
         partitioned: list[str] = []
         whole: list[str] = []
-        for key in self.graph.get_all_asset_keys():
+        experiment = self.repository.get_job(EXPERIMENT.name).asset_layer.selected_asset_keys
+        for key in self.graph.get_all_asset_keys() - experiment:
             if self.graph.get(key).is_materializable and (
                 key not in self.decisive or self._built_whole_by_dbt(key)
             ):
@@ -296,6 +373,7 @@ class Engine:
     def live(self, day: date) -> None:
         """One day: the ticks of the schedules in their order, and what the sensors make of them."""
         for when, schedule in self.ticks(day):
+            self.clock.moment = when
             run = self.journal.find(f"{day}", schedule.name)
             if run is None:
                 with dg.build_schedule_context(
@@ -312,7 +390,7 @@ class Engine:
 
     def ticks(self, day: date) -> list[tuple[datetime, dg.ScheduleDefinition]]:
         """When which schedule fires on a local day, in order of time."""
-        start = datetime.combine(day, datetime.min.time(), ZoneInfo(LOCAL_TZ))
+        start = _midnight(day)
         return sorted(
             (
                 (when, schedule)
@@ -478,6 +556,10 @@ def _write_without_waiting() -> None:
     def _relax(connection: Any, _record: Any) -> None:
         if type(connection).__module__.startswith("sqlite3"):
             connection.execute("PRAGMA synchronous = OFF")
+
+
+def _midnight(day: date) -> datetime:
+    return datetime.combine(day, datetime.min.time(), ZoneInfo(LOCAL_TZ))
 
 
 def _range_tags(first: date, last: date) -> dict[str, str]:

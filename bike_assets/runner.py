@@ -13,6 +13,7 @@ import dagster as dg
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
 from bike_assets.assets.dbt_models import DESCRIBING_MODELS
+from bike_assets.assets.forecasting import newest_day
 from bike_assets.assets.ingestion import newer_days
 from bike_assets.assets.metadata import fault_lines
 from bike_assets.core.errors import BikeError, PermanentError
@@ -128,6 +129,46 @@ def run_job(
     if not result.success:
         raise PermanentError(f"the run of {job} failed; see run {result.run_id} in the UI")
     return found
+
+
+def decide_and_retrain(
+    settings: Settings,
+    definitions: dg.Definitions,
+    instance: dg.DagsterInstance,
+    order: Mapping[str, Any],
+    say: Callable[[str], None],
+) -> dict[str, str]:
+    """Decide on the day after the newest counts whether to retrain, and train where that is the answer.
+
+    Args:
+        settings: the home.
+        definitions: what `build_defs` made of them.
+        instance: where the runs are recorded.
+        order: configuration of `retraining_decision`.
+        say: is told what comes next.
+
+    Returns:
+        `decision` and `reasons`, and where a model was trained `challenger`, `verdict` and `champion`.
+
+    Raises:
+        PermanentError: a step failed.
+    """
+    today = newest_day(DuckDBWarehouse(path=str(settings.warehouse_path))) + timedelta(days=1)
+    # A person's order needs no report.
+    for name in ("retraining_decision",) if order.get("force") else ("drift_report", "retraining_decision"):
+        say(f"{name}: {today}")
+        config = {name: order} if name == "retraining_decision" else None
+        outcome = materialize(definitions, instance, [name], days=(today, today), config=config)
+    decided = outcome.metadata["retraining_decision"]
+    result = {name: f"{decided[name].value}" for name in ("decision", "reasons")}
+    if decided["retrain"].value:
+        say("trained_model, champion")
+        made = materialize(definitions, instance, ["trained_model", "champion"]).metadata["champion"]
+        result |= {
+            "verdict" if name == "decision" else name: f"{made[name].value}"
+            for name in ("challenger", "decision", "champion")
+        }
+    return result
 
 
 def ingest(

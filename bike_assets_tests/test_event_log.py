@@ -1,10 +1,12 @@
 """The event log that keeps its connections: the same records as Dagster's own, from any number of writers."""
 
+import sqlite3
 import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import dagster as dg
@@ -53,6 +55,24 @@ def run(instance: dg.DagsterInstance) -> str:
     return job.execute_in_process(
         instance=instance, run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
     ).run_id
+
+
+def test_a_run_after_the_first_has_the_tables_that_dagster_would_make(
+    instance: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    stock = SqliteEventLogStorage(str(tmp_path / "stock"))
+    with stock.run_connection("a-run"):
+        pass
+    run(instance)
+    copied = Path(instance.event_log_storage._base_dir) / f"{run(instance)}.db"  # type: ignore[attr-defined]
+
+    def tables(path: Path) -> list[tuple[str, ...]]:
+        with closing(sqlite3.connect(path)) as database:
+            made = database.execute("SELECT type, name, sql FROM sqlite_master ORDER BY name").fetchall()
+            return [*made, *database.execute("SELECT * FROM alembic_version").fetchall()]
+
+    assert tables(copied) == tables(tmp_path / "stock" / "a-run.db")
+    assert not list(copied.parent.glob("*.[0-9]*")), "no copy is left beside them"
 
 
 def materialised(instance: dg.DagsterInstance) -> int:

@@ -4,14 +4,14 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Final
 
 import dagster as dg
 import polars as pl
 
-from bike_assets import tags
+from bike_assets import clock, tags
 from bike_assets.assets import plots
 from bike_assets.assets.metadata import sample_table, table_metadata
 from bike_assets.assets.provenance import git_commit
@@ -155,7 +155,7 @@ def build_trained_model(settings: Settings) -> dg.AssetsDefinition:
         snapshot = snapshots.take(
             warehouse,
             Taking(
-                datetime.now(UTC),
+                clock.now(),
                 f"trained_model, run {context.run.run_id[:8]}",
                 f"trained on counts up to {until}",
             ),
@@ -191,7 +191,7 @@ def build_trained_model(settings: Settings) -> dg.AssetsDefinition:
             tags={
                 "trained_until": until.isoformat(),
                 "trained_from": str(rows.get_column("service_date").min()),
-                "trained_at": datetime.now(UTC).isoformat(timespec="seconds"),
+                "trained_at": clock.now().isoformat(timespec="seconds"),
                 "trained_by": context.run.tags.get("user", os_user()),
                 "trained_because": context.run.tags.get("bike.decision", "asked for by a person"),
                 TRAINING_SECONDS_TAG: f"{seconds:.1f}",

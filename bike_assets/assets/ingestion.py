@@ -1,14 +1,14 @@
 """`raw_counts`: the rows of the source, as it gave them."""
 
 import hashlib
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from itertools import groupby
 from typing import Final
 
 import dagster as dg
 import polars as pl
 
-from bike_assets import tags
+from bike_assets import clock, tags
 from bike_assets.assets.dbt_models import FLAG_LOOKBACK_DAYS
 from bike_assets.assets.metadata import fault_list, sample_table, table_metadata
 from bike_assets.core.calendar import hours_of_day, local_columns
@@ -47,7 +47,7 @@ def build_raw_counts(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefin
         batch = source.read(first, last)
         for fault in batch.faults:
             context.log.warning(fault.line())
-        rows, changed = store(warehouse, batch, first, last, now=datetime.now(UTC))
+        rows, changed = store(warehouse, batch, first, last, now=clock.now())
         per_day = rows.height / ((last - first).days + 1)
         return dg.MaterializeResult(
             metadata={

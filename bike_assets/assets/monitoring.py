@@ -42,7 +42,7 @@ from bike_assets.core.profile import PROFILE_COLUMNS, daily_profile
 from bike_assets.core.retraining import RetrainingDecision, RetrainingPolicy, decide_retraining, expected_gain
 from bike_assets.core.skill import MIN_DAYS, SkillChange, skill_change
 from bike_assets.core.thresholds import LearnedBounds, learn_bounds
-from bike_assets.resources.audit import AUTOMATION, AuditLog, version_facts
+from bike_assets.resources.audit import AUTOMATION, AuditLog, os_user, version_facts
 from bike_assets.resources.registry import CHAMPION, TRAINING_SECONDS_TAG, ModelRegistry, ModelVersion
 from bike_assets.resources.warehouse import Warehouse
 from bike_assets.settings import Settings
@@ -52,6 +52,19 @@ REPORT_JSON = "drift.json"
 
 RATIO_COLUMNS: Final = ("forecast_to_usual", "count_to_usual")
 """Drift of predictions and of the target, season taken off: see `with_ratios`."""
+
+
+class DecisionConfig(dg.Config):
+    """What a person may order."""
+
+    force: bool = False
+    """Retrain whatever the numbers say, cooldown and budget included; a drift report is not needed then."""
+
+    actor: str = ""
+    """Who orders it. Default: the user of the operating system."""
+
+    reason: str = ""
+    """Why; stands in the audit log."""
 
 
 def build_drift_report(
@@ -89,7 +102,7 @@ def build_drift_report(
         last = issue_date - timedelta(days=1)
         current, reference, kind = drift_windows(warehouse, issue_date, days)
         folder = report_folder(settings, issue_date)
-        health = warehouse.read(COUNTER_HEALTH, last - timedelta(days=HISTORY_DAYS + SCANNED_DAYS), last)
+        health = health_until(warehouse, last)
         lately, held_out = champion_errors(warehouse, registry, issue_date, days, health)
         # A broken counter is an incident of its own (counter_health) and no drift of the network.
         summary = evidently_report(
@@ -154,6 +167,7 @@ def build_retraining_decision(
     )
     def retraining_decision(
         context: dg.AssetExecutionContext,
+        config: DecisionConfig,
         warehouse: Warehouse,
         registry: ModelRegistry,
         audit: AuditLog,
@@ -161,7 +175,8 @@ def build_retraining_decision(
         """The decision matrix applied to the champion's realised accuracy and the drift; one audit row a day."""
         issue_date = date.fromisoformat(context.partition_key)
         champion = registry.by_alias(CHAMPION)
-        share = reported_drift(settings, issue_date)["share"]
+        found = reported_drift(settings, issue_date, needed=not config.force)
+        share = found["share"]
         truth = realised(warehouse, issue_date, settings.drift_days, champion.version if champion else None)
         learned = learned_bounds(warehouse, issue_date, policy)
         applied = learned.policy if policy.adaptive and learned.policy else policy
@@ -171,11 +186,12 @@ def build_retraining_decision(
             share,
             n_truth_rows=truth.rows,
             n_truth_days=truth.days,
-            skill_fell=reported_drift(settings, issue_date)["skill"]["fell"],
+            skill_fell=found["skill"]["fell"],
             days_since_training=trainings[0] if trainings else None,
             trainings_in_period=sum(days < policy.budget_days for days in trainings),
             expected_gain=expected_gain(held_out_r2(champion), truth.r2),
             training_hours=training_hours(champion),
+            force=config.force,
             policy=applied,
         )
         row = decision_row(issue_date, answer, champion.version if champion else None)
@@ -184,8 +200,10 @@ def build_retraining_decision(
             warehouse,
             audit.event(
                 "retraining_decided",
-                actor=AUTOMATION,
-                reason="; ".join(answer.reasons),
+                actor=(config.actor or os_user()) if config.force else AUTOMATION,
+                reason="; ".join(
+                    (*answer.reasons, *([config.reason] if config.force and config.reason else []))
+                ),
                 service_date=issue_date,
                 dagster_run_id=context.run.run_id,
                 policy=json.dumps(asdict(applied), sort_keys=True),
@@ -375,19 +393,36 @@ def drift_windows(
     return current, history.filter(pl.col("service_date").is_in(reference.days)), reference.kind
 
 
+def health_until(warehouse: Warehouse, last: date) -> pl.DataFrame:
+    """COUNTER_HEALTH of the days that an expectation of the last one is learned from.
+
+    Raises:
+        Failure: there is none.
+    """
+    health = warehouse.read(COUNTER_HEALTH, last - timedelta(days=HISTORY_DAYS + SCANNED_DAYS), last)
+    if health.is_empty():
+        raise dg.Failure(
+            f"counter health up to {last} is not known; materialise counter_health of these days first",
+            allow_retries=False,
+        )
+    return health
+
+
 def report_folder(settings: Settings, issue_date: date) -> Path:
     """Where the reports of an issue date stand."""
     return settings.reports_dir / issue_date.isoformat()
 
 
-def reported_drift(settings: Settings, issue_date: date) -> dict[str, Any]:
-    """What the drift report of an issue date found: at least `share` (None: nothing testable) and `drifted`.
+def reported_drift(settings: Settings, issue_date: date, *, needed: bool = True) -> dict[str, Any]:
+    """What the drift report of an issue date found: at least `share` (None: not known) and `skill`.
 
     Raises:
-        Failure: there is no report of that day.
+        Failure: there is no report of that day, and one is needed.
     """
     path = report_folder(settings, issue_date) / REPORT_JSON
     if not path.exists():
+        if not needed:
+            return {"share": None, "skill": {"fell": False}}
         raise dg.Failure(
             f"there is no drift report of {issue_date}; materialise drift_report first", allow_retries=False
         )

@@ -110,6 +110,9 @@ def build_dbt_assets(
     def dbt_forecast_accuracy(
         context: dg.AssetExecutionContext, dbt: DbtResource, warehouse: Warehouse
     ) -> Iterator[Any]:
+        if not warehouse.exists(PREDICTIONS):
+            # On the first morning nothing has been forecast, and there is no error yet.
+            warehouse.replace(PREDICTIONS, PREDICTIONS.empty(), date.min, date.min)
         warehouse.bring_up_to_date(PREDICTIONS, CLEANED_COUNTS)
         yield from dbt.build(context).stream()
 

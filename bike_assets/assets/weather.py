@@ -1,11 +1,11 @@
 """`raw_weather`: what the weather was, and what it was expected to be."""
 
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 
 import dagster as dg
 import polars as pl
 
-from bike_assets import tags
+from bike_assets import clock, tags
 from bike_assets.assets.ingestion import content_hashes, replace_changed
 from bike_assets.assets.metadata import fault_list, table_metadata
 from bike_assets.core.contracts import RAW_WEATHER
@@ -40,7 +40,7 @@ def build_raw_weather(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefi
         batch = weather.read(first, last)
         for fault in batch.faults:
             context.log.warning(fault.line())
-        rows, changed = store_weather(warehouse, batch, first, last, now=datetime.now(UTC))
+        rows, changed = store_weather(warehouse, batch, first, last, now=clock.now())
         return dg.MaterializeResult(
             metadata={
                 **table_metadata(RAW_WEATHER, rows),

@@ -78,17 +78,17 @@ class DriftPolicy:
     """What counts as drift. Measured by `benchmarks/drift_alarms.py`.
 
     A column drifts from the distance `column_distance` on. The network has shifted where its level is off by the share
-    `network_change` and by `sudden_z` standard deviations (a step in the last two weeks), or `slow_z` (four weeks
-    against the time before the last eight). A counter drifts where its seven days, its own profile and the city taken
-    off, fell by `counter_fall` or rose by `counter_rise`, at a false discovery rate of `counter_false_rate` over all
-    counters, in two of three windows. The champion has lost skill where it fell by `skill_drop` since its held-out
+    `network_change` and by `sudden_z` standard deviations (a step in the last two weeks), or `slow_z` (eight weeks
+    that moved away from the time before them). A counter drifts where its seven days, its own profile and the city
+    taken off, fell by `counter_fall` or rose by `counter_rise`, at a false discovery rate of `counter_false_rate` over
+    all counters, in two of three windows. The champion has lost skill where it fell by `skill_drop` since its held-out
     days at the level `skill_p`.
     """
 
     column_distance: float = DRIFT_THRESHOLD
     network_change: float = 0.18
-    sudden_z: float = 4.2
-    slow_z: float = 3.0
+    sudden_z: float = 4.4
+    slow_z: float = 3.5
     counter_fall: float = 0.20
     counter_rise: float = 0.30
     counter_false_rate: float = 0.05

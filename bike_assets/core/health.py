@@ -5,11 +5,12 @@ hours (`quality` for forecasts, the flags of `cleaned_counts` for people), drift
 
 A day is judged by itself and the `LOOKBACK_DAYS` before it, never by what came after. Expected counts are the
 counter's own: the median of the same hour of the week in the eight weeks before, so that every season is judged by
-itself; the city's move of the day (the median counter's) is taken off, so that rain, strikes and holidays alarm
-nobody. A level that has held for more than four of the eight weeks is the counter's new level, and healthy.
+itself; the city's move of the day (the median counter's) is taken off, so that rain and strikes alarm nobody, and so
+is what the day did to counters of leisure against those of commuters, so that holidays do not either. A level that
+has held for more than four of the eight weeks is the counter's new level, and healthy.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from enum import StrEnum
@@ -46,6 +47,8 @@ HEALTH_COLUMNS: Final = ("service_date", "counter_id", "local_hour", "hourly_cou
 
 _MIN_HOURS = 12  # fewer comparable hours say nothing about a day
 _MIN_COUNTERS = 3  # with fewer there is no city to compare with
+_MIN_LEANING = 8  # with fewer counters one that is broken is taken for the way of a kind
+_LEAST_LEANING = 0.1  # where counters are hardly of different kinds, nothing is to be told of kinds
 _USUAL_SPREAD = 0.08  # daily spread of a counter without a past of its own: Paris has 0.07 (median counter)
 _AR_FACTOR = 0.6  # spread of a week's level over that of a day's: days of a week move together
 
@@ -140,7 +143,7 @@ def counter_health(
     hours = known.sum(axis=2)
     silent_for = _days_since(hours > 0)
     usual, expected_all, lost = _expected(cube)
-    level = _levels(cube, usual, policy)
+    level = _levels(cube, usual, _leaning(usual, days), policy)
     evidence, stuck_at = _stuck_evidence(cube, usual)
     with np.errstate(invalid="ignore"):
         dead = (dead_days(cube) & ~(expected_all < SURELY_NONZERO)) | (lost >= 0.5)
@@ -174,7 +177,8 @@ def counter_health(
 
 @dataclass(frozen=True)
 class _Levels:
-    """[counter, day]: level over the window relative to profile and city, its z, and whether it drifts."""
+    """[counter, day]: level over the window relative to profile and city, its z, whether it drifts, and what the city
+    (its median, and counters of its kind) did to it that day."""
 
     change: Days
     deviation: Days
@@ -197,7 +201,41 @@ def _expected(cube: Cube) -> tuple[Cube, Days, Days]:
         return usual, np.where(enough, total, np.nan), np.where(enough & (total > 0), gone / total, 0.0)
 
 
-def _levels(cube: Cube, usual: Cube, policy: HealthPolicy) -> _Levels:
+def _leaning(usual: Cube, days: Sequence[date]) -> Days:
+    """[counter, day]: how much a counter is one of leisure: log of its usual weekend day over its usual working day."""
+    total = np.where(np.isnan(usual).any(axis=2), np.nan, usual.sum(axis=2)) + 2.0
+    weekend = np.array([day.weekday() >= 5 for day in days])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        free, working = (
+            _over_window(np.where(which, total, 0.0))
+            / _over_window((which & ~np.isnan(total)).astype(np.float64))
+            for which in (weekend, ~weekend)
+        )
+        return np.asarray(np.log(free / working))
+
+
+def _of_kind(residual: Days, leaning: Days) -> Days:
+    """[counter, day]: what the day did to counters as far as they lean to leisure, a straight line through the median.
+
+    The slope is that of least absolute deviations through the origin, the weighted median of residual / leaning: half
+    of the counters may be broken. 0 where it is not known.
+    """
+    lean = np.full(leaning.shape, np.nan)
+    known = ~np.isnan(leaning).all(axis=0)
+    lean[:, known] = leaning[:, known] - np.nanmedian(leaning[:, known], axis=0)
+    usable = ~np.isnan(residual) & ~np.isnan(lean) & (lean != 0)
+    weight = np.where(usable, np.abs(lean), 0.0)
+    slopes = np.where(usable, residual / np.where(usable, lean, 1.0), np.inf)
+    order = np.argsort(slopes, axis=0)
+    reached = np.cumsum(np.take_along_axis(weight, order, axis=0), axis=0) >= weight.sum(axis=0) / 2
+    middle = np.take_along_axis(order, reached.argmax(axis=0)[None], axis=0)
+    slope = np.take_along_axis(slopes, middle, axis=0)[0]
+    counters = usable.sum(axis=0)
+    told = (counters >= _MIN_LEANING) & (weight.sum(axis=0) >= _LEAST_LEANING * np.maximum(counters, 1))
+    return np.asarray(np.nan_to_num(np.where(told, slope, 0.0) * lean))
+
+
+def _levels(cube: Cube, usual: Cube, leaning: Days, policy: HealthPolicy) -> _Levels:
     trusted = np.where(untrusted(cube), np.nan, cube)
     comparable = ~np.isnan(trusted) & ~np.isnan(usual)
     enough = comparable.sum(axis=2) >= _MIN_HOURS
@@ -208,7 +246,9 @@ def _levels(cube: Cube, usual: Cube, policy: HealthPolicy) -> _Levels:
     several = (~np.isnan(move)).sum(axis=0) >= _MIN_COUNTERS
     city = np.ones(move.shape[1])
     city[several] = np.exp(np.nanmedian(move[:, several], axis=0))
-    expected = expected * city
+    own = np.where(enough, np.log((actual + 2) / (expected * city + 2)), np.nan)
+    moved = city * np.exp(_of_kind(own, leaning))
+    expected = expected * moved
     residual = np.where(enough, np.log((actual + 2) / (expected + 2)), np.nan)
 
     seen, due, days = (_over_window(values) for values in (actual, expected, enough.astype(np.float64)))
@@ -226,7 +266,7 @@ def _levels(cube: Cube, usual: Cube, policy: HealthPolicy) -> _Levels:
                 & (_over_window(far.astype(np.float64)) >= policy.persistent_days)
                 & ~returned
             )
-        return _Levels(change, np.log(change) / spread, drifting, np.broadcast_to(city, change.shape))
+        return _Levels(change, np.log(change) / spread, drifting, moved)
 
 
 def _spread(residual: Days) -> Days:

@@ -7,7 +7,8 @@ The level of a day is the median over counters of log(count / the counter's own 
 counter's outage, opening or loss moves it. It is expected by a linear regression with prior knowledge of cities (a
 Bayesian one, Gelman et al. 2013, ch. 14), because half a year of history cannot tell a summer from a trend: what the
 data do not know stays uncertain, and widens the test instead of raising an alarm. Days after one another resemble each
-other, so errors are AR(1); days far off (strikes, storms) are weighed down (Huber 1964) and do not teach the
+other, so errors have a part that lasts, AR(1), and one of the day alone; holidays differ more than other days; days far
+off (strikes, storms) are weighed down (Huber 1964) and do not teach the
 regression.
 """
 
@@ -41,6 +42,8 @@ ENDS: Final = 7
 SHORTEST_SHIFT: Final = 3
 """Days that a step lasts at least: a day of snow is none."""
 
+_DAYS_BEFORE: Final = 7
+
 SLOW_DAYS: Final = 28
 """Days of a slow shift, and days before them that are not learned from."""
 
@@ -49,15 +52,18 @@ _MIN_KNOWN_HOURS: Final = 20
 _DAYTIME: Final = (7, 20)
 _HUBER: Final = 1.5
 _ROUNDS: Final = 4
-_SPREAD_PRIOR: Final = (
-    0.13,
-    20.0,
-)  # a day's error in a city whose weather is known, and the days that is worth
-_MEMORY_PRIOR: Final = (0.5, 20.0)
+# A day's error in a city whose weather is known, and the days that is worth.
+_SPREAD_PRIOR: Final = (0.15, 20.0)
+# Memory of the errors, share of a day alone, and how sure that is.
+_MEMORY_PRIOR: Final = (0.7, 0.15, 60.0)
+_MEMORIES: Final = np.arange(0.4, 0.91, 0.05)
+_OWN_SHARES: Final = np.array([0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5])
+_SPECIAL_SPREAD: Final = 0.15  # by which holidays differ from one another
 
 _FEASTS: Final = ((12, 24), (12, 25), (12, 26), (12, 31), (1, 1))
 
 Floats = NDArray[np.float64]
+Places = NDArray[np.int64]
 
 _PRIORS: Final[dict[str, tuple[float, float]]] = {
     # effect on the logarithm of the level: prior mean and standard deviation
@@ -78,6 +84,8 @@ _PRIORS: Final[dict[str, tuple[float, float]]] = {
     "bridge": (-0.15, 0.15),
     "school_holiday": (-0.1, 0.1),
     "august": (-0.30, 0.15),
+    "before_august": (0.0, 0.10),  # cities differ in when they leave
+    "late_august": (0.0, 0.10),  # and return
     "september": (0.10, 0.08),
     "christmas": (-0.45, 0.25),
     "feast": (-0.5, 0.3),
@@ -165,40 +173,40 @@ def network_level(daily: pl.DataFrame, days: Sequence[date]) -> Floats:
 def sudden_shifts(history: Network, last: date) -> list[Shift]:
     """Steps of the level in the last two weeks: from any day to any of the last seven, three days long at least.
 
-    The generalised likelihood ratio of a step in AR(1) noise (Willsky and Jones 1976): a jump against the day before
-    says more than a level against the year. Nothing is learned from the two weeks.
+    The generalised likelihood ratio of a step (Willsky and Jones 1976), by generalised least squares over the two weeks
+    and the one before them: a jump against the days before, and the way back, say more than a level against the year.
+    Nothing is learned from the three weeks. Strikes are steps of working days alone. A step away from what was expected
+    counts, a return to it does not.
 
     Args:
         history: the network up to `last` at least.
         last: the newest day to look at.
     """
     after = history.days.index(last) + 1
-    start = after - SCANNED_DAYS
-    learned = _learned_before(history, start - 1)
-    if learned is None:
+    start = after - SCANNED_DAYS - _DAYS_BEFORE
+    seen = _Seen.of(history, start, after, learned_before=start)
+    if seen is None:
         return []
-    inputs = _as_recent(history.inputs[start - 1 : after])
-    gap = history.level[start - 1 : after] - inputs @ learned.mean
-    noise = learned.spread * np.sqrt(1 - learned.memory**2)
-    steps, step_inputs = _steps(gap, learned.memory), _steps(inputs, learned.memory)
     shifts = []
-    for first in range(1, SCANNED_DAYS + 1 - SHORTEST_SHIFT + 1):
-        for end in range(max(first + SHORTEST_SHIFT - 1, SCANNED_DAYS + 1 - ENDS), SCANNED_DAYS + 1):
-            signal = np.full(end - first + 1, 1 - learned.memory) / noise
-            signal[0] = 1 / noise
-            within = slice(first - 1, end)
-            evidence = float(signal @ steps[within]) / noise
-            if not np.isfinite(evidence):
-                continue
-            doubt = signal @ step_inputs[within] / noise
-            z = evidence / float(np.sqrt(signal @ signal + doubt @ learned.covariance @ doubt))
-            days = history.days[start - 1 + first], history.days[start - 1 + end]
-            shifts.append(Shift("sudden", *days, float(np.exp(gap[first : end + 1].mean())), z))
+    working = np.array([day.weekday() < 5 for day in history.days[start:after]])
+    newest = after - start - 1
+    for first in range(_DAYS_BEFORE, newest - SHORTEST_SHIFT + 2):
+        for end in range(max(first + SHORTEST_SHIFT - 1, newest - ENDS + 1), newest + 1):
+            within = (seen.places >= first) & (seen.places <= end)
+            days = history.days[start + first], history.days[start + end]
+            for shape in (within, within & working[seen.places]):
+                if shape.sum() < SHORTEST_SHIFT:
+                    continue
+                gap, z = seen.shift(shape)
+                if gap * z > 0:
+                    shifts.append(Shift("sudden", *days, float(np.exp(gap)), z))
     return shifts
 
 
 def slow_shift(history: Network, last: date) -> Shift | None:
     """How far the last four weeks are from what the time up to eight weeks before `last` leads to expect.
+
+    A shift that grows is looked for, evenly over the eight weeks: what moves a city slowly does not stop.
 
     None where there is too little history or hardly anything was counted.
 
@@ -208,18 +216,15 @@ def slow_shift(history: Network, last: date) -> Shift | None:
     """
     after = history.days.index(last) + 1
     first = after - SLOW_DAYS
-    learned = _learned_before(history, first - SLOW_DAYS)
-    level = history.level[max(first, 0) : after]
-    known = ~np.isnan(level)
-    if learned is None or known.sum() < SLOW_DAYS // 2:
+    start = first - SLOW_DAYS
+    seen = _Seen.of(history, start, after, learned_before=start)
+    if seen is None:
         return None
-    inputs = history.inputs[first:after][known]
-    gap = float(np.mean(level[known] - inputs @ learned.mean))
-    apart = np.abs(np.subtract.outer(np.flatnonzero(known), np.flatnonzero(known)))
-    chance = learned.spread**2 * float(np.mean(learned.memory**apart))
-    center = inputs.mean(axis=0)
-    z = gap / float(np.sqrt(chance + center @ learned.covariance @ center))
-    return Shift("slow", history.days[first], last, float(np.exp(gap)), z)
+    late = seen.places >= SLOW_DAYS
+    if late.sum() < SLOW_DAYS // 2:
+        return None
+    _, z = seen.shift((seen.places + 1.0) / (2 * SLOW_DAYS))
+    return Shift("slow", history.days[first], last, float(np.exp(seen.gap[late].mean())), z)
 
 
 def expected_level(history: Network, first: date, last: date) -> Floats:
@@ -244,23 +249,103 @@ def _as_recent(inputs: Floats) -> Floats:
     return marked
 
 
-def _steps(values: Floats, memory: float) -> Floats:
-    """Each day less what the day before says of it."""
-    return np.asarray(values[1:] - memory * values[:-1])
+@dataclass(frozen=True)
+class _Noise:
+    """Errors of days: their standard deviation, the memory from day to day, and the share of the variance that is of a
+    day alone."""
+
+    spread: float
+    memory: float
+    own: float
+
+    def covariance(self, places: Places, more: Floats) -> Floats:
+        """Of the days at the places, with more variance of each."""
+        apart = np.abs(np.subtract.outer(places, places))
+        lasting = (1 - self.own) * self.memory**apart
+        return np.asarray(self.spread**2 * (lasting + self.own * np.eye(len(places))) + np.diag(more))
+
+    def solve(self, columns: Floats, weight: Floats, more: Floats) -> Floats:
+        """The inverse of the covariance of consecutive days times some columns, in time linear in the days.
+
+        The inverse of an AR(1) covariance has three diagonals (Rue and Held 2005, ch. 1), so Woodbury's identity leaves
+        one such system to solve.
+
+        Args:
+            columns: [day, column].
+            weight: [day] 1 for a day like others, less for one far off, which has more variance of its own, and 0 for
+                one of which nothing is known.
+            more: [day] variance of its own beside that.
+        """
+        with np.errstate(divide="ignore"):
+            alone = 1 / (self.spread**2 * (self.own + 1 / weight - 1) + more)
+        step = (1 - self.own) * self.spread**2 * (1 - self.memory**2)
+        diagonal = np.full(len(weight), (1 + self.memory**2) / step)
+        diagonal[[0, -1]] = 1 / step
+        beside = -self.memory / step
+        right = alone[:, None] * columns
+        inner = _three_diagonals(diagonal + alone, beside, right)
+        return np.asarray(right - alone[:, None] * inner)
 
 
 @dataclass(frozen=True)
 class _Learned:
-    """Posterior of the effects, and the AR(1) errors of a day around them."""
+    """Posterior of the effects, and the errors of days around them."""
 
     mean: Floats
     covariance: Floats
-    spread: float
-    memory: float
+    noise: _Noise
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Days of a window that something is known of: their places in it, how far they are from what was expected, and the
+    precision (inverse covariance) of that, what is not known of the effects included."""
+
+    places: Places
+    gap: Floats
+    precision: Floats
+
+    @classmethod
+    def of(cls, history: Network, start: int, after: int, *, learned_before: int) -> "_Seen | None":
+        """The days from `start` to before `after`, as the days before another lead to expect them."""
+        learned = _learned_before(history, learned_before)
+        if learned is None:
+            return None
+        inputs = _as_recent(history.inputs[start:after])
+        gap = history.level[start:after] - inputs @ learned.mean
+        places = np.flatnonzero(~np.isnan(gap))
+        known = inputs[places]
+        covariance = learned.noise.covariance(places, _own_ways(known)) + known @ learned.covariance @ known.T
+        return cls(places, gap[places], np.asarray(np.linalg.inv(covariance), dtype=np.float64))
+
+    def shift(self, shape: Floats | NDArray[np.bool_]) -> tuple[float, float]:
+        """The mean gap over a shape, and the z of a shift of that shape and nothing else."""
+        weights = self.precision @ shape
+        return float(self.gap @ shape / shape.sum()), float(weights @ self.gap / np.sqrt(weights @ shape))
+
+
+def _three_diagonals(diagonal: Floats, beside: float, right: Floats) -> Floats:
+    """Solve a symmetric system with one number beside the diagonal, by elimination (Thomas)."""
+    pivot, result = diagonal.copy(), right.copy()
+    for day in range(1, len(pivot)):
+        factor = beside / pivot[day - 1]
+        pivot[day] -= factor * beside
+        result[day] -= factor * result[day - 1]
+    result[-1] /= pivot[-1]
+    for day in range(len(pivot) - 2, -1, -1):
+        result[day] = (result[day] - beside * result[day + 1]) / pivot[day]
+    return result
+
+
+def _own_ways(inputs: Floats) -> Floats:
+    """[day] variance of the days that go their own way, each holiday another."""
+    special = (inputs[:, _SPECIAL] != 0).any(axis=1)
+    return np.where(special, _SPECIAL_SPREAD**2, 0.0)
 
 
 _NAMES: Final = tuple(_PRIORS)
 _RECENT: Final = _NAMES.index("recent")
+_SPECIAL: Final = [_NAMES.index(name) for name in ("public_holiday", "bridge", "feast")]
 
 
 def _learn(level: Floats, inputs: Floats) -> _Learned | None:
@@ -269,37 +354,35 @@ def _learn(level: Floats, inputs: Floats) -> _Learned | None:
         return None
     prior_mean, prior_spread = np.array(list(_PRIORS.values())).T
     precision = np.diag(prior_spread**-2.0)
-    spread, memory = _SPREAD_PRIOR[0], _MEMORY_PRIOR[0]
+    found = np.where(known, level, 0.0)
+    more = _own_ways(inputs)
+    noise = _Noise(_SPREAD_PRIOR[0], *_MEMORY_PRIOR[:2])
     weight = np.where(known, 1.0, 0.0)
-    filled = np.where(known, level, 0.0)
     for _ in range(_ROUNDS):
-        # Whitened rows: each day less what the day before says of it.
-        steps_x, steps_y = _steps(inputs, memory), _steps(filled, memory)
-        both = weight[1:] * weight[:-1]
-        noise = spread**2 * (1 - memory**2)
-        scaled = steps_x * both[:, None]
-        gram = scaled.T @ steps_x / noise + precision
-        mean = np.linalg.solve(gram, scaled.T @ steps_y / noise + precision @ prior_mean)
-        residual = filled - inputs @ mean
-        worth, own = _SPREAD_PRIOR[1], weight > 0
-        spread = float(
-            np.sqrt((worth * _SPREAD_PRIOR[0] ** 2 + np.sum(weight * residual**2)) / (worth + weight.sum()))
-        )
-        pairs = weight[1:] * weight[:-1]
-        memory = float(
-            np.clip(
-                (
-                    _MEMORY_PRIOR[1] * _MEMORY_PRIOR[0] * spread**2
-                    + np.sum(pairs * residual[1:] * residual[:-1])
-                )
-                / (_MEMORY_PRIOR[1] * spread**2 + np.sum(pairs * residual[:-1] ** 2)),
-                0.0,
-                0.9,
-            )
-        )
-        far = np.abs(residual) / (_HUBER * spread)
-        weight = np.where(own, 1.0 / np.maximum(far, 1.0), 0.0)
-    return _Learned(mean, np.linalg.inv(gram), spread, memory)
+        solved = noise.solve(np.column_stack([inputs, found]), weight, more)
+        gram = inputs.T @ solved[:, :-1] + precision
+        mean = np.linalg.solve(gram, inputs.T @ solved[:, -1] + precision @ prior_mean)
+        residual = found - inputs @ mean
+        noise = _fitted(residual, np.where(more > 0, 0.0, weight))
+        far = np.abs(residual) / (_HUBER * np.sqrt(noise.spread**2 + more))
+        weight = np.where(known, 1 / np.maximum(far, 1.0), 0.0)
+    return _Learned(mean, np.asarray(np.linalg.inv(gram), dtype=np.float64), noise)
+
+
+def _fitted(residual: Floats, weight: Floats) -> _Noise:
+    """Spread, memory and the share of a day alone that fit the residuals: the last two by their correlation over one to
+    four days (least squares on a grid), drawn to what is known of cities."""
+    usual, worth = _SPREAD_PRIOR
+    spread = float(np.sqrt((worth * usual**2 + weight @ residual**2) / (worth + weight.sum())))
+    memory, own = np.meshgrid(_MEMORIES, _OWN_SHARES, indexing="ij")
+    usual_memory, usual_own, sureness = _MEMORY_PRIOR
+    misfit = sureness * ((memory - usual_memory) ** 2 + (own - usual_own) ** 2)
+    for lag in range(1, 5):
+        pairs = weight[lag:] * weight[:-lag]
+        correlation = pairs @ (residual[lag:] * residual[:-lag]) / max(pairs.sum(), 1.0) / spread**2
+        misfit += pairs.sum() * (correlation - (1 - own) * memory**lag) ** 2
+    best = np.unravel_index(misfit.argmin(), misfit.shape)
+    return _Noise(spread, float(memory[best]), float(own[best]))
 
 
 def _inputs(days: Sequence[date], weather: pl.DataFrame | None) -> Floats:
@@ -310,6 +393,8 @@ def _inputs(days: Sequence[date], weather: pl.DataFrame | None) -> Floats:
     angle = 2 * np.pi * (np.array([day.timetuple().tm_yday for day in days]) - 20) / 365.25
     working = weekday < 5
     public = calendar["is_public_holiday"].to_numpy()
+    august = np.array([_august(day) for day in days])
+    month, day_of_month = (np.array([getattr(day, part) for day in days]) for part in ("month", "day"))
     columns: dict[str, Floats | NDArray[np.bool_]] = {
         "level": np.ones(len(days)),
         "recent": np.zeros(len(days)),
@@ -327,7 +412,9 @@ def _inputs(days: Sequence[date], weather: pl.DataFrame | None) -> Floats:
         "public_holiday": public & working,
         "bridge": calendar["is_bridge_day"].to_numpy(),
         "school_holiday": calendar["is_school_holiday"].to_numpy() & working & ~public,
-        "august": np.array([_august(day) for day in days]),
+        "august": august,
+        "before_august": np.where(month == 7, august, 0.0),
+        "late_august": np.where((month == 8) & (day_of_month > 15), 1 - august, 0.0),
         "september": np.array([day.month == 9 for day in days]),
         "christmas": np.array(
             [(day.month, day.day) >= (12, 23) or (day.month, day.day) <= (1, 2) for day in days]

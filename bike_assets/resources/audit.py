@@ -9,7 +9,7 @@ fault: the rows are signed themselves, and the next append moves the head on.
 import getpass
 import os
 from collections.abc import Mapping, Sequence
-from datetime import UTC, date, datetime
+from datetime import date
 from pathlib import Path
 from typing import Any, Final
 from zoneinfo import ZoneInfo
@@ -17,6 +17,7 @@ from zoneinfo import ZoneInfo
 import dagster as dg
 import polars as pl
 
+from bike_assets import clock
 from bike_assets.core.audit import AuditEvent, Event, Head, chain, faults
 from bike_assets.core.bundle import load_or_create_keys
 from bike_assets.core.calendar import LOCAL_TZ
@@ -80,7 +81,7 @@ class AuditLog(dg.ConfigurableResource):  # type: ignore[type-arg]
             service_date: the day it is about; by default today.
             facts: other columns of the log.
         """
-        now = datetime.now(UTC)
+        now = clock.now()
         return AuditEvent(
             event,
             now,

@@ -19,12 +19,13 @@ where it did not, the log says `abandoned` and nothing else changed.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime
+from datetime import date
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import dagster as dg
 
+from bike_assets import clock
 from bike_assets.core.audit import Event
 from bike_assets.core.errors import PermanentError
 from bike_assets.core.succession import (
@@ -308,7 +309,7 @@ class Championship:
             self.registry.set_alias(PREVIOUS, self.registry.version(after.previous))
         done: Event = "promoted" if change.kind == "promotion" else "rolled_back"
         for key, value in (
-            ("at", datetime.now(UTC).isoformat(timespec="seconds")),
+            ("at", clock.now().isoformat(timespec="seconds")),
             ("by", change.actor),
             ("because", change.reason),
         ):

@@ -18,6 +18,7 @@ from bike_assets.assets.monitoring import (
     build_retraining_decision,
     decision_row,
     drift_windows,
+    health_until,
     held_out_r2,
     past_trainings,
     realised,
@@ -115,6 +116,11 @@ def test_nothing_to_compare_fails_loudly(warehouse: DuckDBWarehouse) -> None:
     with pytest.raises(dg.Failure, match="no counts of the same season") as caught:
         drift_windows(warehouse, ISSUE, DAYS)
     assert not caught.value.allow_retries
+
+
+def test_without_counter_health_a_report_says_what_to_make_first(warehouse: DuckDBWarehouse) -> None:
+    with pytest.raises(dg.Failure, match="materialise counter_health of these days first"):
+        health_until(warehouse, ISSUE)
 
 
 @pytest.fixture
@@ -251,7 +257,9 @@ def instance() -> Iterator[dg.DagsterInstance]:
         yield found
 
 
-def decide(settings: Settings, warehouse: DuckDBWarehouse, instance: dg.DagsterInstance) -> dict[str, object]:
+def decide(
+    settings: Settings, warehouse: DuckDBWarehouse, instance: dg.DagsterInstance, **order: object
+) -> dict[str, object]:
     definitions = dg.Definitions(
         assets=[build_retraining_decision(settings, RetrainingPolicy(), PARTITIONS)],
         resources={
@@ -260,7 +268,13 @@ def decide(settings: Settings, warehouse: DuckDBWarehouse, instance: dg.DagsterI
             "audit": AuditLog.from_settings(settings),
         },
     )
-    outcome = materialize(definitions, instance, ["retraining_decision"], days=(ISSUE, ISSUE))
+    outcome = materialize(
+        definitions,
+        instance,
+        ["retraining_decision"],
+        days=(ISSUE, ISSUE),
+        config={"retraining_decision": order},
+    )
     return {name: value.value for name, value in outcome.metadata["retraining_decision"].items()}
 
 
@@ -307,6 +321,19 @@ def test_no_decision_without_a_report(
         decide(settings, warehouse, instance)
 
     assert not warehouse.exists(RETRAINING_DECISIONS)
+
+
+def test_a_person_may_order_a_training_without_a_report_and_stands_in_the_log(
+    settings: Settings, warehouse: DuckDBWarehouse, instance: dg.DagsterInstance
+) -> None:
+    accuracy_table(warehouse, scored_hours().with_columns(forecast=pl.col("truth")))
+
+    metadata = decide(settings, warehouse, instance, force=True, actor="anna", reason="new counters")
+
+    assert (metadata["retrain"], metadata["decision"]) == (True, "retrain_forced")
+    row = warehouse.read(AUDIT_LOG).row(0, named=True)
+    assert (row["actor"], row["fine_tune_triggered"]) == ("anna", True)
+    assert row["reason"].endswith("ordered by a person; new counters")
 
 
 def test_every_decision_is_in_the_audit_log(

@@ -222,3 +222,33 @@ def test_incidents_of_counters_are_their_own_and_a_later_one_is_another() -> Non
         ("a", "drifting", "closed"),
     ]
     assert incidents(states(("b", "alive", 3))).is_empty()
+
+
+def test_what_a_holiday_does_to_counters_of_leisure_and_of_commuters_alarms_neither() -> None:
+    """Two weeks of school holidays: commuters stay away, leisure doubles, and one counter is halved beside that."""
+    days = days_between(FIRST, LAST)
+    draw = np.random.default_rng(5)
+    holiday = [day > LAST - timedelta(days=12) for day in days]
+    frames = []
+    for number in range(12):
+        leisure = number % 3 == 0
+        weekend = np.array([day.weekday() >= 5 for day in days])
+        level = np.where(weekend, 60.0 if leisure else 22.0, 50.0)
+        level = (
+            level * np.where(holiday, 1.6 if leisure else 0.75, 1.0) * np.exp(draw.normal(0, 0.06, len(days)))
+        )
+        if number == 7:
+            level = level * np.where([day >= FAULT for day in days], 0.5, 1.0)
+        frames.append(
+            pl.DataFrame(
+                {
+                    "service_date": [day for day in days for _ in range(24)],
+                    "local_hour": np.tile(np.arange(24), len(days)),
+                    "hourly_count": draw.poisson(np.repeat(level, 24)),
+                }
+            ).with_columns(pl.col("local_hour").cast(pl.Int32), counter_id=pl.lit(f"c{number:02}"))
+        )
+    health = counter_health(pl.concat(frames), LAST - timedelta(days=12), LAST)
+
+    assert set(health.filter(pl.col("state") != State.ALIVE)["counter_id"]) == {"c07"}
+    assert state_of(health, counter="c07") == State.DRIFTING
