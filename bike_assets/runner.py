@@ -153,7 +153,7 @@ def decide_and_retrain(
     Raises:
         PermanentError: a step failed.
     """
-    today = newest_day(DuckDBWarehouse(path=str(settings.warehouse_path))) + timedelta(days=1)
+    today = newest_day(Warehouse.from_settings(settings)) + timedelta(days=1)
     # A person's order needs no report.
     for name in ("retraining_decision",) if order.get("force") else ("drift_report", "retraining_decision"):
         say(f"{name}: {today}")
