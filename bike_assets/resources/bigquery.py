@@ -105,7 +105,8 @@ class BigQueryConnection(BigQueryResource):
             BigQueryReadGrpcTransport,
         )
 
-        channel = grpc.insecure_channel(self.storage_endpoint)
+        # Without a bound, as the client makes its own channels: a block of wide rows is larger than gRPC's default.
+        channel = grpc.insecure_channel(self.storage_endpoint, [("grpc.max_receive_message_length", -1)])
         return BigQueryReadClient(  # type: ignore[no-untyped-call]
             transport=BigQueryReadGrpcTransport(channel=channel)
         )
