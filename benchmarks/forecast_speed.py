@@ -190,8 +190,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=list(PARTS))
-    for part in parser.parse_args().parts or PARTS:
+    parser.add_argument("parts", nargs="*", metavar="{features,training,scoring}", help="all by default")
+    parts = parser.parse_args().parts or list(PARTS)
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"{', '.join(sorted(unknown))}: choose from {', '.join(PARTS)}")
+    for part in parts:
         PARTS[part]()
 
 

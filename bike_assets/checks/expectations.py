@@ -49,7 +49,7 @@ SuiteName = Literal[
 
 VIEWS: tuple[View, ...] = get_args(View)
 MAX_FAILING_ROWS = 20
-BLOCK_ROWS = 1_000_000
+BLOCK_ROWS = 2_000_000
 """Rows that are in pandas together, with every column that a rule on single rows reads: memory stays the same for any
 table, and so does the cost of a row, as arrays of this size are reused and larger ones fetched from the system anew."""
 PLAUSIBLE_HOURLY_COUNT = 20_000
