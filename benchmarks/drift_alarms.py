@@ -12,9 +12,13 @@ own defaults, against the four weeks before. With --data the Mondays of real exp
 """
 
 import argparse
+import multiprocessing
+import os
 import time
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from datetime import date, timedelta
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -190,12 +194,17 @@ def main() -> None:
     weeks: Counter[str] = Counter()
     found: Counter[str] = Counter()
     rival: list[bool] = []
-    for number in range(args.seeds):
-        told, hits, clean = judge_seed(args.first_seed + number, args.counters, policy)
-        weeks.update(told)
-        found.update(name for name, hit in hits.items() if hit)
-        if number < args.rival:
-            rival += rival_weeks(clean, JUDGED, LAST)
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
+    os.environ["POLARS_MAX_THREADS"] = (
+        "1"  # of the processes that begin here: each seed has a processor of its own
+    )
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        judged = pool.map(judge_seed, seeds, repeat(args.counters), repeat(policy))
+        for number, (told, hits, clean) in enumerate(judged):
+            weeks.update(told)
+            found.update(name for name, hit in hits.items() if hit)
+            if number < args.rival:
+                rival += rival_weeks(clean, JUDGED, LAST)
     if args.seeds:
         total = weeks.total()
         print(f"{args.seeds} seeds, {total:,} clean weeks, {time.perf_counter() - started:.0f} s")

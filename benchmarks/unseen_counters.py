@@ -109,7 +109,8 @@ def measure(args: argparse.Namespace, home: Path) -> None:
                         .with_columns(group=pl.lit("constant"))
                         .select(parts[-1].columns)
                     )
-    scored = join_truth(pl.concat(parts), counts).join(levels, on="counter_id")
+    # An outage says nothing of the forecast, and a level of dead counters would be divided by nothing.
+    scored = join_truth(pl.concat(parts), counts.filter("is_believable")).join(levels, on="counter_id")
     error = (pl.col("forecast") - pl.col("hourly_count")).abs().sum()
     table = scored.group_by("group", "level").agg(
         wape=error / pl.col("hourly_count").sum(), hours=pl.len(), counters=pl.col("counter_id").n_unique()

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -26,7 +27,7 @@ from bike_assets.core.calendar import (
     target_date,
 )
 from bike_assets.core.contracts import UTC_TIMESTAMP, features_contract
-from bike_assets.core.cube import Cube, count_cube, shift_days
+from bike_assets.core.cube import Cube, count_cube
 from bike_assets.core.errors import PermanentError
 from bike_assets.core.newcomers import borrow
 from bike_assets.core.quality import MASK_LOOKBACK_DAYS, dead_days, untrusted
@@ -194,13 +195,19 @@ class _Mean:
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.total, self.weight = np.zeros(shape), np.zeros(shape)
 
-    def add(self, values: Array, weight: float = 1.0) -> None:
-        known = ~np.isnan(values)
-        self.total += np.where(known, values * weight, 0.0)
-        self.weight += known * weight
+    def add(self, values: Array, known: Array, weight: float = 1.0) -> None:
+        """Add values and where they are known, as `_known` parts them."""
+        self.total += values if weight == 1.0 else values * weight
+        self.weight += known if weight == 1.0 else known * weight
 
     def result(self) -> Array:
         return _ratio(self.total, self.weight)
+
+
+def _known(values: Array) -> tuple[Array, Array]:
+    """The values with 0 where unknown, and 1 where known: parted once, as each day is added many times."""
+    known = ~np.isnan(values)
+    return np.where(known, values, 0.0), known.astype(np.float64)
 
 
 def _ratio(above: Array, below: Array, pseudo: float = 0.0) -> Array:
@@ -296,9 +303,10 @@ def build_features(
 def _features(cube: Cube, axis: _Days, at: Index, present: NDArray[np.bool_]) -> dict[str, tuple[str, Array]]:
     """Every feature with the axes it varies over.
 
-    Axes: `ih` [counter, issue, hour], `i` [counter, issue], `th` [counter, day, hour], `n` [issue],
-    `nh` [issue, hour], `nth` [day, hour], `t` [day], `kh` [day type, issue, counter, hour],
-    `nlh` [issue, day ahead, hour], `nl` [issue, day ahead].
+    Axes: `ih` [counter, issue, hour], `i` [counter, issue], `th` [counter, target day, hour], `n` [issue],
+    `nh` [issue, hour], `nth` [target day, hour], `t` [target day], `kh` [counter, day type, issue, hour],
+    `nlh` [issue, day ahead, hour], `nl` [issue, day ahead], `l` [day ahead], `h` [hour]. Target days count from
+    the first issue date, which stands `LOOKBACK_DAYS` behind the start of the cube.
     """
     bad = untrusted(cube)
     trusted = np.where(bad, np.nan, cube)
@@ -314,26 +322,29 @@ def _features(cube: Cube, axis: _Days, at: Index, present: NDArray[np.bool_]) ->
     known_hours = {1: np.zeros(shape_i), 7: np.zeros(shape_i)}
     untrusted_hours = np.zeros(shape_i)
     dead, still_dead = np.zeros(shape_i), np.ones(shape_i, dtype=bool)
-    dead_day = dead_days(cube)
+    value, known = _known(trusted)
+    raw_value, raw_known = _known(cube)
+    day_known, day_counted = np.any(known, axis=2), raw_known.sum(axis=2)
+    day_zeros, day_untrusted, dead_day = (cube == 0).sum(axis=2), bad.sum(axis=2), dead_days(cube)
     with np.errstate(all="ignore"):
         day_max = np.fmax.reduce(trusted, axis=2)
     for k in range(1, FEATURE_LOOKBACK_DAYS + 1):
-        day, raw_day = trusted[:, at - k], cube[:, at - k]
-        hour_mean.add(day)
+        back = _back(at, k)
+        hour_mean.add(value[:, back], known[:, back])
         if k in (7, 28, 56):
             means[k] = hour_mean.result()
-        maximum = np.fmax(maximum, day_max[:, at - k])
-        history += (~np.isnan(raw_day)).any(axis=2)
+        maximum = np.fmax(maximum, day_max[:, back])
+        history += day_counted[:, back] > 0
         if k <= 28:
-            raw_mean.add(raw_day)
-            known_days += (~np.isnan(day)).any(axis=2)
-            untrusted_hours += bad[:, at - k].sum(axis=2)
-            still_dead &= dead_day[:, at - k]
+            raw_mean.add(raw_value[:, back], raw_known[:, back])
+            known_days += day_known[:, back]
+            untrusted_hours += day_untrusted[:, back]
+            still_dead &= dead_day[:, back]
             dead += still_dead
         for window in (1, 7):
             if k <= window:
-                zeros[window] += (raw_day == 0).sum(axis=2)
-                known_hours[window] += (~np.isnan(raw_day)).sum(axis=2)
+                zeros[window] += day_zeros[:, back]
+                known_hours[window] += day_counted[:, back]
     levels = {window: _mean_hours(mean) for window, mean in means.items()}
     level = levels[28]
     for fallback in (levels[56], _mean_hours(raw_mean.result())):
@@ -359,11 +370,23 @@ def _features(cube: Cube, axis: _Days, at: Index, present: NDArray[np.bool_]) ->
         out[f"day_lag_{k}"] = ("ih", trusted[:, at - k])
     network = _Mean((len(at), 24))
     for counter in means[28] / level[:, :, None]:
-        network.add(counter)
+        network.add(*_known(counter))
     profile = network.result()
     out["network_profile"] = ("nh", profile)
     _calendar_features(out, axis, at)
     return out
+
+
+def _back(at: Index, days: int) -> Index | slice:
+    """Where the days before the issue dates stand on the day axis: where they follow each other, a view of it."""
+    if at[-1] - at[0] == len(at) - 1:
+        return slice(int(at[0]) - days, int(at[-1]) - days + 1)
+    return at - days
+
+
+def _weeks_before(days: int, weeks: int) -> slice:
+    """Where the same weekdays before the target days stand on a day axis of so many days."""
+    return slice(LOOKBACK_DAYS - 7 * weeks, days - 7 * weeks)
 
 
 def _mean_hours(cube: Cube, hours: Iterable[int] = range(24)) -> Array:
@@ -381,20 +404,23 @@ def _median_counters(values: Array) -> Array:
 
 def _week_features(out: dict[str, tuple[str, Array]], cube: Cube, trusted: Cube, axis: _Days) -> None:
     """Same hour of the week before the target day. A week back is at most the day before the issue date."""
-    raw = _Mean(cube.shape)
-    naive = np.full(cube.shape, np.nan)
+    days = cube.shape[1]
+    shape = (cube.shape[0], days - LOOKBACK_DAYS, 24)
+    raw = _Mean(shape)
+    naive = np.full(shape, np.nan)
     for k in range(1, 5):
-        lag = shift_days(cube, 7 * k)
-        raw.add(lag)
+        lag = cube[:, _weeks_before(days, k)]
+        raw.add(*_known(lag))
         naive = np.where(np.isnan(naive), lag, naive)
     out["mean4"] = ("th", np.nan_to_num(raw.result()))
     out["seasonal_naive"] = ("th", np.nan_to_num(naive))
     for k in (1, 2, 3, 4, 8):
-        out[f"week_lag_{k}"] = ("th", shift_days(trusted, 7 * k))
-    ordinary = np.where(axis.public[None, :, None] > 0, np.nan, trusted)
-    clean = _Mean(cube.shape)
+        out[f"week_lag_{k}"] = ("th", trusted[:, _weeks_before(days, k)])
+    ordinary, known = _known(np.where(axis.public[None, :, None] > 0, np.nan, trusted))
+    clean = _Mean(shape)
     for k in range(1, 7):
-        clean.add(shift_days(ordinary, 7 * k), 0.8**k)
+        lag_days = _weeks_before(days, k)
+        clean.add(ordinary[:, lag_days], known[:, lag_days], 0.8**k)
     mean = clean.result()
     out["week_mean_clean"] = ("th", mean)
     out["week_mean_hour_before"] = ("th", _hour_shift(mean, 1))
@@ -408,10 +434,13 @@ def _hour_shift(cube: Cube, hours: int) -> Cube:
 
 def _ratio_features(out: dict[str, tuple[str, Array]], cube: Cube, trusted: Cube, at: Index) -> None:
     """How recent days compared with the same weekday of the four weeks before: one counter, the city."""
-    expected_mean = _Mean(cube.shape)
+    days, value, known = cube.shape[1], *_known(trusted)
+    first = LOOKBACK_DAYS - 28  # the oldest day that is compared
+    mean = _Mean((cube.shape[0], days - first, 24))
     for k in range(1, 5):
-        expected_mean.add(shift_days(trusted, 7 * k))
-    expected = expected_mean.result()
+        mean.add(value[:, first - 7 * k : days - 7 * k], known[:, first - 7 * k : days - 7 * k])
+    expected = np.full(cube.shape, np.nan)
+    expected[:, first:] = mean.result()
     both = ~np.isnan(trusted) & ~np.isnan(expected)
     seen, usual = np.where(both, trusted, 0.0), np.where(both, expected, 0.0)
     seen_day, usual_day = _sum_hours(seen), _sum_hours(usual)
@@ -452,11 +481,12 @@ def _ratio_features(out: dict[str, tuple[str, Array]], cube: Cube, trusted: Cube
     near_usual = city_usual + np.roll(city_usual, 1, axis=-1) + np.roll(city_usual, -1, axis=-1)
     city_hour = _ratio(near_seen, near_usual)
     out["network_ratio_hour"] = ("nh", city_hour[at - 1])
-    adjusted_mean = _Mean(cube.shape)
-    adjusted = trusted / np.clip(np.where(np.isnan(city_hour), 1.0, city_hour), 0.3, 3.0)
+    adjusted_mean = _Mean((cube.shape[0], days - LOOKBACK_DAYS, 24))
+    adjusted, known = _known(trusted / np.clip(np.where(np.isnan(city_hour), 1.0, city_hour), 0.3, 3.0))
     for k in range(1, 5):
-        out[f"network_lag_ratio_{k}"] = ("nth", shift_days(city_hour[None], 7 * k)[0])
-        adjusted_mean.add(shift_days(adjusted, 7 * k))
+        lag_days = _weeks_before(days, k)
+        out[f"network_lag_ratio_{k}"] = ("nth", city_hour[lag_days])
+        adjusted_mean.add(adjusted[:, lag_days], known[:, lag_days])
     out["week_mean_adjusted"] = ("th", adjusted_mean.result())
     short, long = np.zeros(len(at)), np.zeros(len(at))
     total = _sum_hours(_sum_counters(trusted))
@@ -470,8 +500,7 @@ def _ratio_features(out: dict[str, tuple[str, Array]], cube: Cube, trusted: Cube
 def _type_features(out: dict[str, tuple[str, Array]], trusted: Cube, axis: _Days, at: Index) -> None:
     """Recent days of the target's type (working day, Saturday, Sunday or public holiday), newest first."""
     by_day = np.ascontiguousarray(trusted.transpose(1, 0, 2))
-    known = ~np.isnan(by_day)
-    value = np.where(known, by_day, 0.0)
+    value, known = _known(by_day)
     shape = (3, len(at), trusted.shape[0], 24)  # day type and issue first: each step touches whole blocks
     mean, ewm, short = _Mean(shape), _Mean(shape), _Mean(shape)
     last = np.full(shape, np.nan)
@@ -485,12 +514,15 @@ def _type_features(out: dict[str, tuple[str, Array]], trusted: Cube, axis: _Days
                     target.weight[block] += known[day] * weight
             np.copyto(last[block], by_day[day], where=np.isnan(last[block]))
     average = ewm.result()
-    out["type_mean"] = ("kh", mean.result())
-    out["type_ewm"] = ("kh", average)
-    out["type_ewm_short"] = ("kh", short.result())
-    out["type_ewm_hour_before"] = ("kh", _hour_shift(average, 1))
-    out["type_ewm_hour_after"] = ("kh", _hour_shift(average, -1))
-    out["type_last_1"] = ("kh", last)
+    for name, found in (
+        ("type_mean", mean.result()),
+        ("type_ewm", average),
+        ("type_ewm_short", short.result()),
+        ("type_ewm_hour_before", _hour_shift(average, 1)),
+        ("type_ewm_hour_after", _hour_shift(average, -1)),
+        ("type_last_1", last),
+    ):
+        out[name] = ("kh", found.transpose(2, 0, 1, 3))
     workday, sunday = average[_WORKDAY].transpose(1, 0, 2), average[_SUNDAY].transpose(1, 0, 2)
     work = _sum_hours(workday)
     out["weekend_ratio"] = ("i", _ratio(_sum_hours(sunday), work, pseudo=20.0))
@@ -500,16 +532,19 @@ def _type_features(out: dict[str, tuple[str, Array]], trusted: Cube, axis: _Days
 
 def _calendar_features(out: dict[str, tuple[str, Array]], axis: _Days, at: Index) -> None:
     """What kind of day the target, yesterday and the lag days are."""
-    out["weekday"] = ("t", axis.weekday)
-    out["day_type"] = ("t", axis.day_type.astype(np.float64))
-    out["is_public_holiday"] = ("t", axis.public)
-    out["is_bridge_day"] = ("t", axis.bridge)
-    out["is_school_holiday"] = ("t", axis.school)
-    out["days_to_public_holiday"] = ("t", axis.near_holiday)
+    days, targets = len(axis.days), slice(LOOKBACK_DAYS, None)
+    out["hour"] = ("h", np.arange(24.0))
+    out["horizon_days"] = ("l", np.arange(1.0, MAX_HORIZON + 1))
+    out["weekday"] = ("t", axis.weekday[targets])
+    out["day_type"] = ("t", axis.day_type[targets].astype(np.float64))
+    out["is_public_holiday"] = ("t", axis.public[targets])
+    out["is_bridge_day"] = ("t", axis.bridge[targets])
+    out["is_school_holiday"] = ("t", axis.school[targets])
+    out["days_to_public_holiday"] = ("t", axis.near_holiday[targets])
     out["yesterday_day_type"] = ("n", axis.day_type[at - 1].astype(np.float64))
     out["yesterday_school_holiday"] = ("n", axis.school[at - 1])
-    public = [shift_days(axis.public[None], 7 * k)[0] for k in range(1, 5)]
-    school = [shift_days(axis.school[None], 7 * k)[0] for k in range(1, 5)]
+    public = [axis.public[_weeks_before(days, k)] for k in range(1, 5)]
+    school = [axis.school[_weeks_before(days, k)] for k in range(1, 5)]
     out["holiday_lag_1"] = ("t", public[0])
     out["holiday_lags_4"] = ("t", public[0] + public[1] + public[2] + public[3])
     out["school_lag_1"] = ("t", school[0])
@@ -548,8 +583,8 @@ def _weather_features(out: dict[str, tuple[str, Array]], known: KnownWeather, ax
         out[name] = ("nl", coming - _usual(seen[:, None], axis, at)[..., 0])
     month_temperature, month_rain = _Mean((len(at),)), _Mean((len(at),))
     for k in range(2, 29):
-        month_temperature.add(seen_day_temperature[at - k])
-        month_rain.add(seen_day_rain[at - k])
+        month_temperature.add(*_known(seen_day_temperature[at - k]))
+        month_rain.add(*_known(seen_day_rain[at - k]))
     out["yesterday_temperature_excess"] = ("n", seen_day_temperature[at - 1] - month_temperature.result())
     out["yesterday_rain_day"] = ("n", seen_day_rain[at - 1])
     out["yesterday_rain_day_excess"] = ("n", seen_day_rain[at - 1] - month_rain.result())
@@ -586,9 +621,9 @@ def _usual(seen: Array, axis: _Days, at: Index) -> Array:
     shape = (len(at), MAX_HORIZON, seen.shape[1])
     target = at[:, None] + np.arange(MAX_HORIZON)[None]
     weeks = _Mean(shape)
+    ordinary, ordinary_known = _known(np.where(axis.public[:, None] > 0, np.nan, seen))
     for k in range(1, 7):
-        ordinary = np.where(axis.public[:, None] > 0, np.nan, seen)
-        weeks.add(ordinary[target - 7 * k], 0.8**k)
+        weeks.add(ordinary[target - 7 * k], ordinary_known[target - 7 * k], 0.8**k)
     kinds, issue = _Mean((3, len(at), seen.shape[1])), np.arange(len(at))
     for k in range(1, _TYPE_WINDOW + 1):
         day, kind = seen[at - k], axis.day_type[at - k]
@@ -608,54 +643,67 @@ def _emit(
     present: NDArray[np.bool_],
     tz: str,
 ) -> pl.DataFrame:
-    """The feature table: for each issue date and counter, the real hours of the target days in order."""
-    hours = {day: hours_of_day(day, tz) for day in axis.days[LOOKBACK_DAYS:]}
-    counter, issue, target, hour, ahead, stamp = [], [], [], [], [], []
-    for i, issue_date in enumerate(issues):
-        slots = [(h, stamp_) for h in horizons for stamp_ in hours[target_date(issue_date, h)]]
-        h = np.array([s[0] for s in slots], dtype=np.int64)
-        times = pl.Series([s[1] for s in slots], dtype=UTC_TIMESTAMP)
-        chosen = np.flatnonzero(present[:, i])
-        counter.append(np.repeat(chosen, len(slots)))
-        issue.append(np.full(len(slots) * len(chosen), i, dtype=np.int64))
-        ahead.append(np.tile(h, len(chosen)))
-        target.append(np.tile((issue_date - axis.days[0]).days + h - 1, len(chosen)))
-        hour.append(
-            np.tile(times.dt.convert_time_zone(tz).dt.hour().to_numpy().astype(np.int64), len(chosen))
-        )
-        stamp.append(np.tile(times.to_physical().to_numpy(), len(chosen)))
-    c, i_, t, h_, hz, ts = (np.concatenate(part) for part in (counter, issue, target, hour, ahead, stamp))
-    n_issue, n_day = len(issues), len(axis.days)
-    kind = axis.day_type[t]
-    index: dict[str, Index] = {
-        "ih": (c * n_issue + i_) * 24 + h_,
-        "i": c * n_issue + i_,
-        "th": (c * n_day + t) * 24 + h_,
-        "n": i_,
-        "nh": i_ * 24 + h_,
-        "nth": t * 24 + h_,
-        "t": t,
-        "kh": ((kind * n_issue + i_) * len(names) + c) * 24 + h_,
-        "nlh": (i_ * MAX_HORIZON + hz - 1) * 24 + h_,
-        "nl": i_ * MAX_HORIZON + hz - 1,
-    }
-    columns: dict[str, pl.Series] = {
-        "service_date": pl.Series(issues, dtype=pl.Date).gather(i_),
-        "counter_id": pl.Series(names, dtype=pl.String).gather(c),
-        "target_ts": pl.Series(ts).cast(UTC_TIMESTAMP),
-        "horizon": pl.Series(hz, dtype=pl.Int32),
-    }
-    for name in FEATURE_COLUMNS:
-        if name == "horizon_days":
-            column = hz.astype(np.float32)
-        elif name == "hour":
-            column = h_.astype(np.float32)
-        else:
+    """The feature table: for each issue date and counter, the real hours of the target days in order.
+
+    What an issue date knows is a grid [counter, day ahead, hour of the wall clock]; its rows are that grid, but for
+    the hours that a change of the clock leaves out or shows twice.
+    """
+    hours = {day: pl.Series(hours_of_day(day, tz), dtype=UTC_TIMESTAMP) for day in axis.days[LOOKBACK_DAYS:]}
+    walls = {day: times.dt.convert_time_zone(tz).dt.hour().to_numpy() for day, times in hours.items()}
+    stamps, horizon, slots, chosen = [], [], [], []
+    for i, issue in enumerate(issues):
+        days = [target_date(issue, h) for h in horizons]
+        stamps.append(np.concatenate([hours[day].to_physical().to_numpy() for day in days]))
+        horizon.append(np.repeat(np.array(horizons, dtype=np.int32), [len(hours[day]) for day in days]))
+        slots.append(np.concatenate([24 * n + walls[day].astype(np.int64) for n, day in enumerate(days)]))
+        chosen.append(np.flatnonzero(present[:, i]))
+    sizes = [len(counters) * len(slot) for counters, slot in zip(chosen, slots, strict=True)]
+    ends = np.cumsum(sizes)
+    columns = {name: np.empty(ends[-1], dtype=np.float32) for name in FEATURE_COLUMNS}
+    ahead = np.array(horizons, dtype=np.int64) - 1
+    for i, (counters, slot) in enumerate(zip(chosen, slots, strict=True)):
+        grid = (len(counters), len(ahead), 24)
+        rows = slice(ends[i] - sizes[i], ends[i])
+        ordinary = np.array_equal(slot, np.arange(24 * len(ahead)))
+        target = (issues[i] - issues[0]).days + ahead
+        counter = slice(None)
+        index: dict[str, Any] = {  # into what broadcasts to [counter, day ahead, hour]
+            "ih": (counter, i, None),
+            "i": (counter, i, None, None),
+            "th": (counter, target),
+            "kh": (counter, axis.day_type[LOOKBACK_DAYS + target], i),
+            "n": i,
+            "nh": i,
+            "nth": target,
+            "t": (target, None),
+            "nlh": (i, ahead),
+            "nl": (i, ahead, None),
+            "l": (ahead, None),
+            "h": ...,
+        }
+        for name, column in columns.items():
             axes, array = values[name]
-            # Every index is in range: "clip" only spares numpy the check.
-            column = np.ascontiguousarray(array, dtype=np.float32).reshape(-1).take(index[axes], mode="clip")
-        columns[name] = pl.Series(column, nan_to_null=True)
-    return pl.DataFrame(columns)
+            known = array[index[axes]]
+            if axes in _COUNTER_AXES and len(counters) < len(names):
+                known = known[counters]
+            if ordinary:
+                column[rows].reshape(grid)[...] = known
+            else:
+                column[rows] = np.broadcast_to(known, grid).reshape(len(counters), -1)[:, slot].reshape(-1)
+    each = list(zip(chosen, slots, stamps, horizon, strict=True))
+    keys = {
+        "service_date": pl.Series(issues, dtype=pl.Date).gather(np.repeat(np.arange(len(issues)), sizes)),
+        "counter_id": pl.Series(names, dtype=pl.String).gather(
+            np.concatenate([np.repeat(counters, len(slot)) for counters, slot, _, _ in each])
+        ),
+        "target_ts": pl.Series(
+            np.concatenate([np.tile(times, len(counters)) for counters, _, times, _ in each])
+        ).cast(UTC_TIMESTAMP),
+        "horizon": pl.Series(np.concatenate([np.tile(h, len(counters)) for counters, _, _, h in each])),
+    }
+    return pl.DataFrame(
+        keys | {name: pl.Series(column, nan_to_null=True) for name, column in columns.items()}
+    )
 
 
 def sample_rows(
