@@ -126,23 +126,26 @@ class ModelRegistry(dg.ConfigurableResource):  # type: ignore[type-arg]
                 mlflow.log_artifacts(folder, _FORECASTER_DIR)
                 forecaster.holdout.write_parquet(Path(folder) / _HOLDOUT)
                 mlflow.log_artifact(str(Path(folder) / _HOLDOUT))
-            source = f"{run.info.artifact_uri}/{_FORECASTER_DIR}"
+            source, model_id = f"{run.info.artifact_uri}/{_FORECASTER_DIR}", None
             if (
                 forecaster.config.family == "catboost"
             ):  # the one of our families that MLflow knows how to keep
                 inputs = example.select(FEATURE_COLUMNS).cast(pl.Float64).to_pandas()
-                source = mlflow.catboost.log_model(
+                logged = mlflow.catboost.log_model(
                     forecaster.catboost.trees,
                     name="model",
                     signature=infer_signature(inputs, forecaster.catboost.trees.predict(inputs)),
                     pip_requirements=["catboost"],
-                ).model_uri
+                )
+                source, model_id = logged.model_uri, logged.model_id
         self._ensure_model(client)
         recipe = Recipe.of(FEATURE_COLUMNS, FORMAT_VERSION, params)
         version = client.create_model_version(
             self.model_name,
             source=source,
             run_id=run.info.run_id,
+            # A server takes such a source from nobody who does not name it.
+            model_id=model_id,
             tags={
                 **tags,
                 SEMANTIC_TAG: str(next_version(self._newest(), recipe)),

@@ -1,22 +1,27 @@
-"""Servers that stand in for Google's, each a process of its own that a test starts and ends.
+"""Servers of production, each a process of its own that a test starts and ends: Google's emulated, PostgreSQL real.
 
-Belongs here: getting and starting them. Does not belong here: what is asked of them. Each is installed by uv into an
-environment of its own, because none can share ours. A test is skipped, with the reason, where one cannot be had.
+Belongs here: getting and starting them. Does not belong here: what is asked of them. uv installs an emulator into
+an environment of its own, because none can share ours. A test is skipped, with the reason, where one cannot be had.
 """
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from urllib.parse import quote
 
 import pytest
+
+from bike_assets.settings import QUIET, REPOSITORY
 
 HERE = Path(__file__).resolve().parent
 START_SECONDS = 60.0
@@ -61,6 +66,154 @@ def bigquery_emulator() -> Iterator[BigQueryEmulator]:
         ]
         with serving(command, rest, {"TZ": "UTC"}):
             yield BigQueryEmulator(f"http://127.0.0.1:{rest}", f"127.0.0.1:{grpc}")
+
+
+@dataclass(frozen=True)
+class PostgresServer:
+    """A PostgreSQL with the databases that `deploy/postgres/init.sh` makes, each of an owner of its name."""
+
+    port: int
+    passwords: Mapping[str, str]
+    programs: Path
+
+    def url(self, name: str) -> str:
+        """The address of a database, as SQLAlchemy writes it."""
+        return f"postgresql+psycopg2://{name}:{quote(self.passwords[name], safe='')}@127.0.0.1:{self.port}/{name}"
+
+    def instance(self, folder: Path) -> dict[str, str]:
+        """The variables of Dagster's instance in this server: that of the containers, with a folder as its place."""
+        home = folder / "dagster"
+        home.mkdir()
+        config = (REPOSITORY / "deploy" / "dagster.yaml").read_text(encoding="utf-8")
+        for theirs, ours in (("port: 5432", f"port: {self.port}"), ("/var/lib/dagster", str(home))):
+            assert theirs in config
+            config = config.replace(theirs, ours)
+        (home / "dagster.yaml").write_text(config, encoding="utf-8")
+        return {
+            "DAGSTER_HOME": str(home),
+            "DAGSTER_POSTGRES_HOST": "127.0.0.1",
+            "DAGSTER_POSTGRES_USER": "dagster",
+            "DAGSTER_POSTGRES_DB": "dagster",
+            "DAGSTER_POSTGRES_PASSWORD": self.passwords["dagster"],
+        }
+
+
+@contextlib.contextmanager
+def postgres_server() -> Iterator[PostgresServer]:
+    """A server as compose starts it. Skips where PostgreSQL is not installed."""
+    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
+    found = shutil.which("initdb")
+    if not installed and found is None:
+        pytest.skip(
+            "PostgreSQL's server is not installed: initdb is neither on PATH nor in /usr/lib/postgresql"
+        )
+    programs = installed[-1].parent if installed else Path(str(found)).parent
+    # PostgreSQL refuses to serve as root.
+    as_user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
+    port = free_port()
+    passwords = {name: f"{name} 'p/w:@" for name in ("postgres", "dagster", "mlflow")}
+    with TemporaryDirectory(prefix="pg") as folder:
+        Path(folder).chmod(0o777)
+        secret = Path(folder) / "password"
+        secret.write_text(passwords["postgres"])
+        secret.chmod(0o644)
+        data = f"{folder}/data"
+        made = subprocess.run(
+            [*as_user, str(programs / "initdb"), "-D", data, "-U", "postgres", "-A", "scram-sha-256",
+             f"--pwfile={secret}", "--no-sync", "-E", "UTF8", "--locale=C"],
+            cwd=folder, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert made.returncode == 0, made.stderr
+        options = ["-p", f"{port}", "-k", folder, "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
+        with serving([*as_user, str(programs / "postgres"), "-D", data, *options], port):
+            server = PostgresServer(port, passwords, programs)
+            subprocess.run(
+                ["sh", str(REPOSITORY / "deploy" / "postgres" / "init.sh")],
+                env={
+                    **os.environ,
+                    "PATH": f"{programs}:{os.environ['PATH']}",
+                    "PGHOST": "127.0.0.1",
+                    "PGPORT": f"{port}",
+                    "PGPASSWORD": passwords["postgres"],
+                    "POSTGRES_USER": "postgres",
+                    "DAGSTER_POSTGRES_PASSWORD": passwords["dagster"],
+                    "MLFLOW_POSTGRES_PASSWORD": passwords["mlflow"],
+                },
+                capture_output=True,
+                timeout=60,
+                check=True,
+            )
+            yield server
+
+
+@dataclass(frozen=True)
+class MlflowServer:
+    """An MLflow that asks who one is, with the users that compose makes."""
+
+    url: str
+    passwords: Mapping[str, str]
+
+    def environment(self, user: str) -> dict[str, str]:
+        """The variables with which MLflow's client is that user."""
+        return {
+            "MLFLOW_TRACKING_URI": self.url,
+            "MLFLOW_TRACKING_USERNAME": user,
+            "MLFLOW_TRACKING_PASSWORD": self.passwords[user],
+        }
+
+
+@contextlib.contextmanager
+def mlflow_server(database: str, folder: Path) -> Iterator[MlflowServer]:
+    """A server as compose starts it.
+
+    Args:
+        database: where runs, models and users are, as SQLAlchemy writes it.
+        folder: where artifacts are.
+    """
+    port = free_port()
+    server = MlflowServer(
+        f"http://127.0.0.1:{port}",
+        {name: f"{name} p/w:@ {'x' * 12}" for name in ("admin", "platform", "serving")},
+    )
+    config = (REPOSITORY / "deploy" / "mlflow" / "auth.ini").read_text(encoding="utf-8")
+    auth = folder / "auth.ini"
+    # configparser has a meaning for the percent signs of an escaped password.
+    own = database.replace("%", "%%")
+    auth.write_text(
+        re.sub("(?m)^database_uri = .*$", lambda _: f"database_uri = {own}", config), encoding="utf-8"
+    )
+    command = [
+        *(str(Path(sys.executable).parent / "mlflow"), "server", "--app-name", "basic-auth"),
+        *("--host", "127.0.0.1", "--port", f"{port}", "--workers", "1", "--backend-store-uri", database),
+        *(
+            "--serve-artifacts",
+            "--artifacts-destination",
+            str(folder),
+            "--allowed-hosts",
+            f"127.0.0.1:{port}",
+        ),
+    ]
+    environment = {
+        **QUIET,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "MLFLOW_AUTH_CONFIG_PATH": str(auth),
+        "MLFLOW_AUTH_ADMIN_PASSWORD": server.passwords["admin"],
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": "of this test",
+    }
+    with serving(command, port, environment):
+        made = subprocess.run(
+            [sys.executable, str(REPOSITORY / "deploy" / "mlflow" / "make_users.py")],
+            env={
+                **os.environ,
+                **server.environment("admin"),
+                "MLFLOW_PLATFORM_PASSWORD": server.passwords["platform"],
+                "MLFLOW_SERVING_PASSWORD": server.passwords["serving"],
+            },
+            capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert made.returncode == 0, made.stderr
+        yield server
 
 
 def python_313() -> str:

@@ -38,9 +38,7 @@ def create_app(settings: Settings | None = None, loader: Loader | None = None) -
     settings = settings or Settings()
     access = Access(settings)
     metrics = Metrics()
-    registry = MlflowRegistry(
-        settings.mlflow_url, settings.model_name, settings.alias, settings.registry_timeout_seconds
-    )
+    registry = _registry(settings, settings.alias)
     orchestrator = (
         Orchestrator(settings.dagster_url, settings.dagster_location) if settings.dagster_url else None
     )
@@ -116,12 +114,20 @@ class Service(FastAPI):
         await self._outermost(scope, receive, send)
 
 
+def _registry(settings: Settings, alias: str) -> MlflowRegistry:
+    return MlflowRegistry(
+        settings.mlflow_url,
+        settings.model_name,
+        alias,
+        settings.registry_timeout_seconds,
+        settings.mlflow_credentials,
+    )
+
+
 def _experiment(
     settings: Settings, holder: ChampionHolder, metrics: Metrics, loader: Loader
 ) -> Experiment | None:
     if settings.experiment == "off":
         return None
-    registry = MlflowRegistry(
-        settings.mlflow_url, settings.model_name, settings.experiment_alias, settings.registry_timeout_seconds
-    )
+    registry = _registry(settings, settings.experiment_alias)
     return Experiment(settings, registry, holder, metrics, loader.compute)

@@ -55,9 +55,16 @@ class ModelVersion:
 class MlflowRegistry:
     """A registered model's alias in an MLflow server."""
 
-    def __init__(self, url: str, model_name: str, alias: str, timeout_seconds: float) -> None:
+    def __init__(
+        self,
+        url: str,
+        model_name: str,
+        alias: str,
+        timeout_seconds: float,
+        credentials: tuple[str, str] | None = None,
+    ) -> None:
         self._url, self._model_name, self._alias = url, model_name, alias
-        self._client = httpx.Client(base_url=url, timeout=timeout_seconds)
+        self._client = httpx.Client(base_url=url, timeout=timeout_seconds, auth=credentials)
 
     def close(self) -> None:
         """Give the connections back."""
@@ -78,6 +85,10 @@ class MlflowRegistry:
             ) from error
         if answer.status_code == httpx.codes.TOO_MANY_REQUESTS or answer.is_server_error:
             raise RegistryUnavailableError(f"MLflow at {self._url} answers with status {answer.status_code}")
+        if answer.status_code == httpx.codes.UNAUTHORIZED:
+            raise NoChampionError(
+                f"MLflow at {self._url} does not know us; check BIKE_SERVING_MLFLOW_USERNAME and …_PASSWORD"
+            )
         if not answer.is_success:
             raise NoChampionError(
                 f"MLflow at {self._url} names no {self._alias} of {self._model_name} "

@@ -36,6 +36,8 @@ class Settings(BaseSettings):
     mlflow_url: Annotated[str, AfterValidator(_checked_url)] = Field(
         default="http://127.0.0.1:5000", description="MLflow server whose registry names the champion"
     )
+    mlflow_username: str = Field(default="", description="Name at that server, where it asks for one")
+    mlflow_password: SecretStr | None = Field(default=None, description="And password")
     model_name: str = Field(default="bike-traffic", min_length=1, description="Registered model")
     alias: str = Field(default="champion", min_length=1, description="Alias of the version to serve")
     home: Path = Field(default=Path(".bike"), description="The platform's home: bundles, keys")
@@ -125,6 +127,13 @@ class Settings(BaseSettings):
         if self.oidc_issuer and not self.oidc_audience:
             raise ValueError("oidc_audience must be set with oidc_issuer, or tokens for others would do here")
         return self
+
+    @property
+    def mlflow_credentials(self) -> tuple[str, str] | None:
+        """Name and password to show MLflow; None for a server that asks nobody."""
+        if self.mlflow_password is None:
+            return None
+        return self.mlflow_username, self.mlflow_password.get_secret_value()
 
     @property
     def bundles_path(self) -> Path:

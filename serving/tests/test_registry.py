@@ -1,5 +1,6 @@
 """What the registry's answers mean, told by a server that gives each of them over real HTTP."""
 
+import base64
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -25,7 +26,7 @@ def resolve():
 
     class Scripted(BaseHTTPRequestHandler):
         def do_GET(self):
-            script["path"] = self.path
+            script.update(path=self.path, shown=self.headers["Authorization"])
             self.send_response(script["status"])
             self.end_headers()
             self.wfile.write(script["body"].encode())
@@ -36,14 +37,17 @@ def resolve():
     server = HTTPServer(("127.0.0.1", 0), Scripted)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
-    registry = MlflowRegistry(f"http://127.0.0.1:{server.server_port}", "bike-traffic", "champion", 5)
+    registries = []
 
-    def ask(status, body):
+    def ask(status, body, credentials=None, show="path"):
         script.update(status=status, body=body)
-        return registry.resolve(), script["path"]
+        url = f"http://127.0.0.1:{server.server_port}"
+        registries.append(MlflowRegistry(url, "bike-traffic", "champion", 5, credentials))
+        return registries[-1].resolve(), script[show]
 
     yield ask
-    registry.close()
+    for registry in registries:
+        registry.close()
     server.shutdown()
     thread.join()
     server.server_close()
@@ -53,6 +57,12 @@ def test_the_alias_is_asked_for_and_its_tag_is_read(resolve):
     ref, path = resolve(200, version())
     assert ref == ModelRef("bike-traffic", "7", "r", BUNDLE_ID)
     assert path == "/api/2.0/mlflow/registered-models/alias?name=bike-traffic&alias=champion"
+
+
+def test_a_server_that_asks_is_shown_name_and_password_and_others_nothing(resolve):
+    assert resolve(200, version(), show="shown")[1] is None
+    shown = resolve(200, version(), ("serving", "p:w"), show="shown")[1]
+    assert base64.b64decode(shown.removeprefix("Basic ")) == b"serving:p:w"
 
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
@@ -69,6 +79,7 @@ def test_a_server_in_trouble_may_answer_later(resolve, status):
         (400, "no JSON", "names no champion"),
         (403, "[]", "names no champion.*403"),
         (302, "", "names no champion"),
+        (401, "", "does not know us; check BIKE_SERVING_MLFLOW_USERNAME"),
         (200, "<html>", "does not answer like MLflow"),
         (200, "[]", "does not answer like MLflow"),
         (200, "{}", "does not answer like MLflow"),
