@@ -89,7 +89,7 @@ def build_resources(settings: Settings, project: DbtProject) -> dict[str, Any]:
         "source": CountsSourceResource.from_settings(settings),
         "weather": WeatherSourceResource.from_settings(settings),
         "registry": ModelRegistry.from_settings(settings),
-        "bundles": BundleStore(bundles_dir=str(settings.bundles_dir), keys_dir=str(settings.keys_dir)),
+        "bundles": BundleStore.from_settings(settings),
         "audit": AuditLog.from_settings(settings),
         "championship": ChampionStore.from_settings(settings),
         "snapshots": SnapshotStore.from_settings(settings),

@@ -115,6 +115,11 @@ class Settings(BaseSettings):
         "", description="Address of an emulator of BigQuery; it is shown no credentials"
     )
     bigquery_storage_endpoint: str = Field("", description="And of its Storage Read API, as host:port")
+    bundles_url: str = Field(
+        "",
+        pattern=r"^(gs://[a-z0-9][a-z0-9._-]+(/[^?#]*)?)?$",
+        description="Bucket of Cloud Storage that bundles are put in too, as gs://bucket/folder; empty for none",
+    )
     dbt_project_dir: Path = Field(REPOSITORY / "dbt_project", description="The dbt project")
 
     mlflow_tracking_uri: str = Field("", description="MLflow's store; by default SQLite in the home folder")

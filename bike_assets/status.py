@@ -73,7 +73,7 @@ def championship(settings: Settings) -> Championship:
     """The championship of a home, outside of Dagster."""
     return ChampionStore.from_settings(settings).open(
         ModelRegistry.from_settings(settings),
-        BundleStore(bundles_dir=str(settings.bundles_dir), keys_dir=str(settings.keys_dir)),
+        BundleStore.from_settings(settings),
         Warehouse.from_settings(settings),
         AuditLog.from_settings(settings),
     )

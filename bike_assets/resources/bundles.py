@@ -16,18 +16,30 @@ from bike_assets.core.contracts import CALIBRATIONS, CLEANED_COUNTS, COUNTERS, R
 from bike_assets.core.errors import PermanentError
 from bike_assets.core.features import LOOKBACK_DAYS
 from bike_assets.core.model import Forecaster
+from bike_assets.resources.bucket import put_bundle
 from bike_assets.resources.registry import ModelRegistry, ModelVersion
 from bike_assets.resources.warehouse import Warehouse
+from bike_assets.settings import Settings
 
 BUNDLE_TAG = "bundle_id"
 """Tag of a model version that names the bundle to serve. The service reads it."""
 
 
 class BundleStore(dg.ConfigurableResource):  # type: ignore[type-arg]
-    """Writes signed bundles into a folder."""
+    """Writes signed bundles into a folder, and into a bucket where one is named."""
 
     bundles_dir: str
     keys_dir: str
+    bundles_url: str = ""
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> "BundleStore":
+        """The folder and the bucket that the settings name."""
+        return cls(
+            bundles_dir=str(settings.bundles_dir),
+            keys_dir=str(settings.keys_dir),
+            bundles_url=settings.bundles_url,
+        )
 
     def publish(
         self,
@@ -39,8 +51,8 @@ class BundleStore(dg.ConfigurableResource):  # type: ignore[type-arg]
     ) -> str:
         """Write the bundle of a version with the newest counts, and name it in the registry.
 
-        The bundle is whole on disk before the registry names it, so the service never looks for one that is
-        not there. The same model and counts give the same bundle.
+        The bundle is whole on disk, and in the bucket, before the registry names it, so the service never looks for
+        one that is not there. The same model and counts give the same bundle.
 
         Args:
             version: the registered version.
@@ -89,5 +101,7 @@ class BundleStore(dg.ConfigurableResource):  # type: ignore[type-arg]
                 calibrations, newest - timedelta(days=ISSUE_DAYS), newest + timedelta(days=1)
             ).filter(run_id=version.run_id),
         )
+        if self.bundles_url:
+            put_bundle(path, self.bundles_url)
         registry.tag_version(version, BUNDLE_TAG, path.name)
         return path.name

@@ -68,6 +68,22 @@ def bigquery_emulator() -> Iterator[BigQueryEmulator]:
             yield BigQueryEmulator(f"http://127.0.0.1:{rest}", f"127.0.0.1:{grpc}")
 
 
+STORAGE = ("gcp-storage-emulator==2026.7.19",)
+
+
+@contextlib.contextmanager
+def storage_emulator() -> Iterator[str]:
+    """The address of a Cloud Storage without buckets, which keeps preconditions. Skips where it is not to be had."""
+    port = free_port()
+    command = [
+        *in_own_environment(STORAGE, sys.executable, probe="import gcp_storage_emulator"),
+        *("python", str(HERE / "run_storage.py"), "start", "--host", "127.0.0.1", "--port", str(port)),
+        "--in-memory",
+    ]
+    with serving(command, port):
+        yield f"http://127.0.0.1:{port}"
+
+
 @dataclass(frozen=True)
 class PostgresServer:
     """A PostgreSQL with the databases that `deploy/postgres/init.sh` makes, each of an owner of its name."""

@@ -20,6 +20,7 @@ import polars as pl
 from bike_assets.core.bundle import BUNDLE_ID_PATTERN, Bundle, load_bundle, load_public_key
 from bike_assets.core.errors import BikeError, BundleError
 from bike_serving import loading
+from bike_serving.bucket import BundleBucket
 from bike_serving.forecasts import Computed, ForecastTable, dumps, iso
 from bike_serving.memory import Memory
 from bike_serving.metrics import Metrics, ServedModel
@@ -326,9 +327,12 @@ def load_champion(settings: Settings, ref: ModelRef, compute: Compute = loading.
 
     Raises:
         BundleError: it is not there, cannot be trusted, or is of another version.
+        TransientError: the bucket that it is in cannot be reached.
     """
     if not BUNDLE_ID_PATTERN.fullmatch(ref.bundle_id):
         raise BundleError(f"{ref.bundle_id!r} names no bundle; promote the model again")
+    if settings.bundles_url:
+        _fetch(settings, ref.bundle_id)
     path = settings.bundles_path / ref.bundle_id
     computed = compute(path, settings.public_key_path)
     bundle = load_bundle(path, load_public_key(settings.public_key_path), computed.vintage)
@@ -340,6 +344,14 @@ def load_champion(settings: Settings, ref: ModelRef, compute: Compute = loading.
             f"(run {ref.run_id}); promote it again"
         )
     return Champion(ref, bundle, ForecastTable.unpacked(computed))
+
+
+def _fetch(settings: Settings, bundle_id: str) -> None:
+    bucket = BundleBucket(settings.bundles_url, settings.bundles_endpoint)
+    try:
+        bucket.fetch(bundle_id, settings.bundles_path)
+    finally:
+        bucket.close()
 
 
 def describe(champion: Champion) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, HttpUrl, SecretStr, TypeAdapter, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from bike_serving.bucket import GOOGLE
 from bike_serving.probation import ProbationRules
 
 WORKERS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
@@ -42,6 +43,14 @@ class Settings(BaseSettings):
     alias: str = Field(default="champion", min_length=1, description="Alias of the version to serve")
     home: Path = Field(default=Path(".bike"), description="The platform's home: bundles, keys")
     bundles_dir: Path | None = Field(default=None, description="Folder of bundles; default home/bundles")
+    bundles_url: str = Field(
+        default="",
+        pattern=r"^(gs://[a-z0-9][a-z0-9._-]+(/[^?#]*)?)?$",
+        description="Bucket of bundles, gs://bucket/folder, from which they are fetched into that folder",
+    )
+    bundles_endpoint: Annotated[str, AfterValidator(_checked_url)] = Field(
+        default=GOOGLE, description="Where Cloud Storage is; another address is an emulator's"
+    )
     public_key: Path | None = Field(
         default=None, description="Key bundles are signed for; default home/keys/bundle.pub"
     )

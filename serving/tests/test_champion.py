@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
@@ -292,3 +295,57 @@ def test_no_disk_to_write_to_does_not_keep_a_bad_champion_serving(settings, refs
         holder.refresh()
         assert holder.current.ref == refs[0]
         assert "rolled back" in holder.status.error
+
+
+@pytest.fixture
+def bucket(city):
+    """A Cloud Storage with one bucket, which has the city's bundles; closed when it is shut down."""
+    bundles = city.home / "bundles"
+
+    class Bucket(BaseHTTPRequestHandler):
+        def do_GET(self):
+            address = urlsplit(self.path)
+            name = unquote(address.path.removeprefix("/storage/v1/b/city/o").removeprefix("/"))
+            if name:
+                content = (bundles / name).read_bytes()
+            else:
+                (prefix,) = parse_qs(address.query)["prefix"]
+                found = [file for file in bundles.glob("*/*") if f"{file.parent.name}/".startswith(prefix)]
+                items = [
+                    {"name": f"{file.parent.name}/{file.name}", "size": str(file.stat().st_size)}
+                    for file in found
+                ]
+                content = json.dumps({"items": items}).encode()
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *args):
+            """Tests are quiet."""
+
+    server = HTTPServer(("127.0.0.1", 0), Bucket)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_bundle_in_a_bucket_is_fetched_when_it_is_named(city, refs, bucket, tmp_path):
+    settings = Settings(
+        home=tmp_path,
+        public_key=city.home / "keys" / "bundle.pub",
+        bundles_url="gs://city",
+        bundles_endpoint=f"http://127.0.0.1:{bucket.server_port}",
+        poll_seconds=3600,
+    )
+    holder = holding(settings, refs[0])
+    assert holder.current.ref == refs[0]
+    assert [entry.name for entry in (tmp_path / "bundles").iterdir()] == [refs[0].bundle_id]
+
+    bucket.shutdown()
+    bucket.server_close()
+    holder._registry.ref = refs[1]
+    holder.refresh()
+    assert holder.current.ref == refs[0], "what serves is kept when the bucket is away"
