@@ -38,7 +38,7 @@ export GX_ANALYTICS_ENABLED := false
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-all check lint-deploy up bench clean python
+.PHONY: help demo test test-all check lint-deploy audit up bench clean python
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -58,8 +58,11 @@ check: $(UV) ## lint, formatting, types, import contracts
 	$(RUN) mypy
 	$(RUN) lint-imports
 
-lint-deploy: $(UV) ## lint of workflows and Dockerfiles, and a search for secrets
+lint-deploy: $(UV) ## lint of workflows, Dockerfiles and manifests, and a search for secrets
 	UV="$(UV)" PYTHON="$(PYTHON)" .ci/lint-deploy
+
+audit: $(UV) ## known vulnerabilities of what uv.lock installs
+	$(UV) audit --locked --preview-features audit-command
 
 up: $(UV) ## Dagster UI :3000, MLflow :5000, REST service :8000 over the same local home (HOME_DIR=.bike)
 	$(RUN) bike-assets up --home "$(HOME_DIR)" $(ARGS)

@@ -24,7 +24,7 @@ DOCKERFILES = (ROOT / "deploy" / "platform.Dockerfile", ROOT / "serving" / "Dock
 
 SERVICES = {"dagster-webserver", "dagster-daemon", "code-location", "postgres", "mlflow", "serving"}
 ONE_SHOT = {"bundle-keys"}
-TARGETS = {"help", "demo", "test", "test-all", "check", "lint-deploy", "up", "bench", "clean"}
+TARGETS = {"help", "demo", "test", "test-all", "check", "lint-deploy", "audit", "up", "bench", "clean"}
 VARIABLE = re.compile(r"\$\{(?P<name>[A-Z_]+)(?P<operator>:?[-?+])?(?P<rest>[^}]*)\}")
 
 
@@ -362,16 +362,19 @@ def test_workflow_is_bounded_and_pinned(workflow: Path) -> None:
     content = _yaml(workflow)
     assert content["permissions"] == {"contents": "read"}
     assert "concurrency" in content
+    may_write = {name for name, job in content["jobs"].items() if "write" in str(job.get("permissions"))}
+    assert may_write == {"release": {"image"}, "deploy": {"deploy"}}.get(workflow.stem, set())
     for name, job in content["jobs"].items():
         assert 0 < job["timeout-minutes"] <= 60, name
         for step in job["steps"]:
             if "uses" in step:
                 assert re.fullmatch(r"[\w./-]+@[0-9a-f]{40}", step["uses"]), step["uses"]
-    assert "docker push" not in workflow.read_text(encoding="utf-8")
+    pushes = re.search(r"docker push|--push\b", workflow.read_text(encoding="utf-8"))
+    assert bool(pushes) == (workflow.stem == "release")
 
 
 def test_workflows_run_what_people_run() -> None:
-    assert {path.stem for path in WORKFLOWS} == {"check", "test", "image"}
+    assert {path.stem for path in WORKFLOWS} == {"check", "test", "image", "audit", "release", "deploy"}
     commands = {
         path.stem: {
             step["run"] for job in _yaml(path)["jobs"].values() for step in job["steps"] if "run" in step
@@ -380,6 +383,8 @@ def test_workflows_run_what_people_run() -> None:
     }
     assert commands["check"] == {"make check", "make lint-deploy"}
     assert commands["test"] == {"make test", "make demo", "make test-all"}
+    assert commands["audit"] == {"make audit"}
+    assert commands["check"] | {"make test"} <= commands["release"]
 
 
 def test_workflow_tests_every_python_that_the_project_promises() -> None:

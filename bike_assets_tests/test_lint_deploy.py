@@ -19,7 +19,7 @@ TOKEN = "ghp_" + "16C7e42F292c6912E7710c838347Ae178B4a"
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
     """A copy of what git knows, with a history of its own."""
-    for program in ("git", "uv", "npm"):
+    for program in ("git", "uv", "npm", "kubectl"):
         if shutil.which(program) is None:
             pytest.skip(f"the linters are fetched and fed by {program}, which is not on PATH")
     listed = subprocess.run(
@@ -62,6 +62,14 @@ FAULTS: dict[str, Callable[[Path], None]] = {
     "zizmor": edit(".github/workflows/check.yml", "@de0fac2e4500dabe0009e67214ff5f5447ce83dd", "@v6"),
     "hadolint": edit(
         "deploy/platform.Dockerfile", "FROM python:3.12-slim-bookworm\n", "FROM python:latest\n"
+    ),
+    "kubernetes-validate": edit(
+        "deploy/kubernetes/base/serving.yaml", "maxUnavailable: 0", "maxUnavailabel: 0"
+    ),
+    "checkov": edit(
+        "deploy/kubernetes/base/hardening.yaml",
+        "readOnlyRootFilesystem: true",
+        "readOnlyRootFilesystem: false",
     ),
     "detect-secrets": lambda folder: (folder / "deploy" / "notes.txt").write_text(f"{TOKEN}\n") and None,
 }

@@ -39,6 +39,8 @@ RUN groupadd --system --gid 10001 bike \
 
 COPY --from=build --chown=bike:bike /opt/bike /opt/bike
 COPY --chown=bike:bike deploy/dagster.yaml deploy/workspace.yaml /opt/bike/dagster/
+COPY --chown=bike:bike deploy/mlflow /opt/bike/mlflow
+COPY deploy/with-secrets /usr/local/bin/with-secrets
 
 ENV PATH=/opt/bike/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
@@ -58,4 +60,5 @@ ENV BIKE_GIT_COMMIT=$GIT_COMMIT
 USER 10001:10001
 WORKDIR /opt/bike
 EXPOSE 3000 4000 5000
+ENTRYPOINT ["with-secrets"]
 CMD ["dagster", "api", "grpc", "--module-name", "bike_assets.definitions", "--location-name", "bike_assets", "--host", "0.0.0.0", "--port", "4000"]

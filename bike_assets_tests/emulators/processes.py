@@ -215,7 +215,7 @@ def mlflow_server(database: str, folder: Path) -> Iterator[MlflowServer]:
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "MLFLOW_AUTH_CONFIG_PATH": str(auth),
         "MLFLOW_AUTH_ADMIN_PASSWORD": server.passwords["admin"],
-        "MLFLOW_FLASK_SERVER_SECRET_KEY": "of this test",
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": "of this test",  # pragma: allowlist secret
     }
     with serving(command, port, environment):
         made = subprocess.run(
