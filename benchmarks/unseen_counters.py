@@ -109,13 +109,12 @@ def measure(args: argparse.Namespace, home: Path) -> None:
                         .with_columns(group=pl.lit("constant"))
                         .select(parts[-1].columns)
                     )
-    # An outage says nothing of the forecast, and a level of dead counters would be divided by nothing.
+    # An outage says nothing of the forecast.
     scored = join_truth(pl.concat(parts), counts.filter("is_believable")).join(levels, on="counter_id")
     error = (pl.col("forecast") - pl.col("hourly_count")).abs().sum()
-    table = scored.group_by("group", "level").agg(
-        wape=error / pl.col("hourly_count").sum(), hours=pl.len(), counters=pl.col("counter_id").n_unique()
-    )
-    wape = {(row["group"], row["level"]): row for row in table.to_dicts()}
+    counted = pl.col("hourly_count").sum()
+    table = scored.group_by("group", "level").agg(wape=error / counted, counted=counted)
+    wape = {(row["group"], row["level"]): row for row in table.to_dicts() if row["counted"]}
     names = [name for _, name in LEVELS]
     print("\nWAPE of seven days ahead, and its ratio to known counters of the same level")
     print(f"{'history':>10}", *(f"{name:>18}" for name in names))

@@ -17,6 +17,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -24,6 +25,7 @@ from typing import Any, Final
 from zoneinfo import ZoneInfo
 
 import dagster as dg
+import duckdb
 import polars as pl
 from dagster._core.storage.tags import (
     ASSET_PARTITION_RANGE_END_TAG,
@@ -277,6 +279,7 @@ def run_replay(
         quiet(settings, debug),
         plots.left_out(),
         only_command(settings, lambda text: progress(text, 0.0)),
+        _kept_open(settings.warehouse_path),
         open_instance(settings, compute_logs=_NO_OUTPUT) as instance,
     ):
         end_dead_runs(settings, instance)
@@ -543,6 +546,18 @@ class Engine:
         }
         self.journal.add(run)
         return run
+
+
+@contextmanager
+def _kept_open(warehouse: Path) -> Iterator[None]:
+    """Hold the warehouse open, so that the steps' own connections need not open the file and write it out at closing.
+
+    DuckDB shares an open file between the connections of a process. What was committed is in its log: a replay that is
+    killed loses nothing.
+    """
+    warehouse.parent.mkdir(parents=True, exist_ok=True)
+    with duckdb.connect(str(warehouse)):
+        yield
 
 
 def _write_without_waiting() -> None:

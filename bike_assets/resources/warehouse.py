@@ -323,7 +323,8 @@ def _read(
     order: bool,
 ) -> pl.DataFrame:
     empty = contract.empty().select(columns)
-    if not _exists(connection, contract):
+    stored = _stored_columns(connection, contract)
+    if not stored:
         return empty
     limits, values = [], []
     for sign, day in ((">=", first), ("<=", last)):
@@ -332,7 +333,7 @@ def _read(
             values.append(day)
     where = f" WHERE {' AND '.join(limits)}" if limits else ""
     sort = f" ORDER BY {', '.join(contract.key)}" if order and contract.key else ""
-    lacking = {column.name for column in _lacking(connection, contract, columns)}
+    lacking = {column.name for column in _lacking(contract, stored, columns)}
     selected = (
         f"NULL::{_sql_type(contract, name)} AS {name}" if name in lacking else name for name in columns
     )
@@ -369,15 +370,12 @@ def _stored_columns(connection: duckdb.DuckDBPyConnection, contract: TableContra
     return {name for (name,) in found}
 
 
-def _lacking(
-    connection: duckdb.DuckDBPyConnection, contract: TableContract, wanted: Sequence[str]
-) -> list[Column]:
+def _lacking(contract: TableContract, stored: set[str], wanted: Sequence[str]) -> list[Column]:
     """The wanted columns that a table of an earlier version has not, all of which may be null.
 
     Raises:
         PermanentError: one of them is never null, so that nothing could stand for what was not stored.
     """
-    stored = _stored_columns(connection, contract)
     lacking = [column for column in contract.columns if column.name in wanted and column.name not in stored]
     if needed := [column.name for column in lacking if not column.nullable]:
         raise PermanentError(
@@ -395,7 +393,7 @@ def _create(connection: duckdb.DuckDBPyConnection, contract: TableContract) -> N
 
 
 def _add_columns(connection: duckdb.DuckDBPyConnection, contract: TableContract) -> None:
-    for column in _lacking(connection, contract, contract.column_names):
+    for column in _lacking(contract, _stored_columns(connection, contract), contract.column_names):
         connection.execute(
             f"ALTER TABLE {contract.relation} ADD COLUMN {column.name} {_sql_type(contract, column.name)}"
         )

@@ -38,18 +38,31 @@ class BodyLimit:
                 await problem(413, "http-413", too_large)(scope, receive, send)
                 return
         received = 0
-        deadline = asyncio.get_running_loop().time() + self._seconds
-        complete = False
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._seconds
+        complete = late = False
+
+        def interrupt(reader: asyncio.Task[None]) -> None:
+            nonlocal late
+            late = True
+            reader.cancel()
 
         async def counted() -> Message:
             nonlocal received, complete
             if complete:  # waiting for the client to leave
                 return await receive()
+            reader = asyncio.current_task()
+            assert reader is not None  # noqa: S101  a coroutine that runs is a task's
+            # What `asyncio.timeout_at` does, at a third of its price: every request pays it.
+            alarm = loop.call_at(deadline, interrupt, reader)
             try:
-                async with asyncio.timeout_at(deadline):
-                    message = await receive()
-            except TimeoutError as error:
+                message = await receive()
+            except asyncio.CancelledError as error:
+                if not late or reader.uncancel() > 0:  # somebody else ends the request
+                    raise
                 raise HTTPException(408, f"the body did not arrive within {self._seconds:g} s") from error
+            finally:
+                alarm.cancel()
             if message["type"] == "http.request":
                 received += len(message.get("body", b""))
                 complete = not message.get("more_body", False)
