@@ -209,7 +209,10 @@ def test_fifty_at_once_leave_one_champion_and_a_log_that_explains_it(
         )
     )
 
-    assert [answer for answer in answers if "error" in answer or answer["killed"]] == []
+    assert not any(answer["killed"] for answer in answers)
+    # A rollback that comes after a rollback has nowhere to go and changes nothing.
+    refused = [answer["error"] for answer in answers if "error" in answer]
+    assert all("none to go back to" in error for error in refused), refused
     champion = assert_agreement(folder, change, service)
     log = warehouse.read(AUDIT_LOG)[rows:]
     serving = before
@@ -220,6 +223,6 @@ def test_fifty_at_once_leave_one_champion_and_a_log_that_explains_it(
             assert row["event"] in ("promoted", "rolled_back")
             serving = row["model_version"]
     assert serving == champion
-    changed = sum(answer["outcome"] == "changed" for answer in answers)
+    changed = sum(answer.get("outcome") == "changed" for answer in answers)
     assert log.height == 2 * changed
     assert changed > 0
