@@ -22,6 +22,11 @@ REPEATS = 3
 STORAGES = {
     "stock": "",
     "pooled": """
+run_storage:
+  module: bike_assets.run_storage
+  class: PooledSqliteRunStorage
+  config:
+    base_dir: "{home}/history"
 event_log_storage:
   module: bike_assets.event_log
   class: PooledSqliteEventLogStorage

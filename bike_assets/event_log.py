@@ -63,10 +63,7 @@ class PooledSqliteEventLogStorage(SqliteEventLogStorage):
     def _engine(self, shard: str) -> db.Engine:
         with self._engines_lock:
             if shard not in self._engines:
-                engine = db.create_engine(self.conn_string_for_shard(shard), connect_args={"timeout": 60})
-                # In WAL mode NORMAL loses no consistency, only the last events of a machine that lost power.
-                db.event.listen(engine, "connect", _relax_sync)
-                self._engines[shard] = engine
+                self._engines[shard] = open_engine(self.conn_string_for_shard(shard))
             return self._engines[shard]
 
     def dispose(self) -> None:
@@ -76,6 +73,14 @@ class PooledSqliteEventLogStorage(SqliteEventLogStorage):
                 engine.dispose()
             self._engines.clear()
         super().dispose()
+
+
+def open_engine(conn_string: str) -> db.Engine:
+    """An engine of an SQLite database in WAL mode, which keeps its connections."""
+    engine = db.create_engine(conn_string, connect_args={"timeout": 60})
+    # In WAL mode NORMAL loses no consistency, only the last records of a machine that lost power.
+    db.event.listen(engine, "connect", _relax_sync)
+    return engine
 
 
 def _relax_sync(connection: Any, _record: object) -> None:

@@ -230,7 +230,10 @@ def plan_replay(settings: Settings, history: History, first: date, last: date, p
     what = json.dumps([own, first.isoformat(), last.isoformat()], sort_keys=True)
     digest = hashlib.sha256(what.encode()).hexdigest()[:10]
     home = settings.home / "replays" / f"{first}_{last}_{policies.name}_{digest}"
-    own_home = decided.model_copy(update={"home": home, "mlflow_tracking_uri": ""})
+    # Days before the first counts are partitions that Dagster would only count through, every day.
+    own_home = decided.model_copy(
+        update={"home": home, "mlflow_tracking_uri": "", "partitions_start": oldest}
+    )
     return Replay(own_home, first, last, policies)
 
 
