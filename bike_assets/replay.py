@@ -340,6 +340,7 @@ class Engine:
             ancestor for key in decisive for ancestor in self.graph.get_ancestor_asset_keys(key)
         }
         self.parts: dict[tuple[str, frozenset[dg.AssetKey]], dg.JobDefinition] = {}
+        self.wanted: dict[tuple[str, int], set[dg.AssetKey]] = {}
         self.cursors: dict[str, str | None] = {
             run["sensor"]: run["cursor"] for run in self.journal.runs if run.get("sensor")
         }
@@ -388,9 +389,10 @@ class Engine:
                     # Called rather than ticked: on its own day a partition of a city that has ended is not there yet.
                     answer = schedule(context)
                 if isinstance(answer, dg.RunRequest):
-                    run = self._run(
-                        f"{day}", schedule.name, schedule.job_name, answer, self._wanted(schedule, when)
-                    )
+                    week = (schedule.name, day.weekday())  # the schedules of one week are those of the next
+                    if week not in self.wanted:
+                        self.wanted[week] = self._wanted(schedule, when)
+                    run = self._run(f"{day}", schedule.name, schedule.job_name, answer, self.wanted[week])
             if run is not None and run["job"] in _SENSOR_AFTER:
                 self._sense(f"{day}", run, self.repository.get_sensor_def(_SENSOR_AFTER[run["job"]]))
 

@@ -9,12 +9,13 @@ materialisation.
 
 import base64
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, is_dataclass
 from datetime import date, timedelta
-from typing import TYPE_CHECKING, Any
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 import numpy as np
 import polars as pl
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+P = ParamSpec("P")
+
 MAX_BYTES = 40_000
 MAX_BARS = 20
 
@@ -36,9 +39,36 @@ _LEFT_OUT: ContextVar[bool] = ContextVar("pictures left out", default=False)
 _TRUTH, _FORECAST, _BASELINE, _ALARM = "#333333", "#1f77b4", "#999999", "#c0392b"
 
 
+@contextmanager
+def left_out() -> Iterator[None]:
+    """Within it no picture is drawn: for replays, which make thousands that nobody looks at."""
+    token = _LEFT_OUT.set(True)
+    try:
+        yield
+    finally:
+        _LEFT_OUT.reset(token)
+
+
+def _picture(alternative: str) -> Callable[[Callable[P, "Figure"]], Callable[P, str]]:
+    """What draws, as a function that returns Markdown with its picture inside; within `left_out` nothing is drawn."""
+
+    def of(draw: Callable[P, "Figure"]) -> Callable[P, str]:
+        @wraps(draw)
+        def shown(*arguments: P.args, **named: P.kwargs) -> str:
+            if _LEFT_OUT.get():
+                return f"{alternative}: left out in a replay"
+            picture = base64.b64encode(png(draw(*arguments, **named))).decode("ascii")
+            return f"![{alternative}](data:image/png;base64,{picture})"
+
+        return shown
+
+    return of
+
+
+@_picture("Forecast against counts")
 def forecast_vs_truth(
     predictions: pl.DataFrame, truth: pl.DataFrame, counter: str, *, horizon: int = 1, days: int = 14
-) -> str:
+) -> "Figure":
     """Forecast with its 80 % interval against what was counted, at one counter.
 
     Args:
@@ -73,10 +103,11 @@ def forecast_vs_truth(
     axes.set_ylim(0, 1.2 * axes.get_ylim()[1])
     _dates(axes)
     axes.legend(loc="upper left", ncols=3, frameon=False)
-    return _markdown(figure, f"Forecast against counts at {counter}")
+    return figure
 
 
-def error_by_horizon(metrics: Mapping[int, Any]) -> str:
+@_picture("RMSE by horizon")
+def error_by_horizon(metrics: Mapping[int, Any]) -> "Figure":
     """RMSE of the model and of the baseline for each horizon, with the skill written above.
 
     Args:
@@ -99,10 +130,11 @@ def error_by_horizon(metrics: Mapping[int, Any]) -> str:
     axes.set_xlabel("horizon (days ahead, 1 = day of issue)")
     axes.set_ylabel("RMSE (bicycles an hour)")
     axes.legend(loc="upper left", ncols=2, frameon=False)
-    return _markdown(figure, "RMSE by horizon")
+    return figure
 
 
-def error_by_hour(table: pl.DataFrame) -> str:
+@_picture("Error by hour of the day")
+def error_by_hour(table: pl.DataFrame) -> "Figure":
     """WAPE and bias by hour of the local day, as shares of the counts.
 
     Args:
@@ -120,10 +152,11 @@ def error_by_hour(table: pl.DataFrame) -> str:
     axes.set_title("Error by hour of the day, share of what was counted")
     axes.set_xlabel("local hour")
     axes.legend(frameon=False)
-    return _markdown(figure, "Error by hour of the day")
+    return figure
 
 
-def drifted_columns(summary: DriftSummary) -> str:
+@_picture("Drift score by column")
+def drifted_columns(summary: DriftSummary) -> "Figure":
     """Drift score of the tested columns, largest first, with the threshold."""
     bars = sorted(summary.scores.items(), key=lambda item: -item[1])[:MAX_BARS]
     share = (
@@ -140,10 +173,11 @@ def drifted_columns(summary: DriftSummary) -> str:
     )
     axes.axvline(summary.threshold, color=_TRUTH, lw=1, ls="--", label=f"threshold {summary.threshold:g}")
     axes.legend(loc="lower right", frameon=False)
-    return _markdown(figure, "Drift score by column")
+    return figure
 
 
-def network_level(city: Network, last: date, weeks: int = 12) -> str:
+@_picture("Level of the network and its expectation")
+def network_level(city: Network, last: date, weeks: int = 12) -> "Figure":
     """The network's level of the last weeks, and what the time before them leads to expect of each day."""
     first = max(last - timedelta(days=7 * weeks - 1), city.days[0])
     at = city.days.index(first)
@@ -159,10 +193,11 @@ def network_level(city: Network, last: date, weeks: int = 12) -> str:
     axes.set_title("The network, day by day")
     axes.legend(frameon=False)
     _dates(axes)
-    return _markdown(figure, "Level of the network and its expectation")
+    return figure
 
 
-def daily_counts(frame: pl.DataFrame) -> str:
+@_picture("Bicycles counted a day")
+def daily_counts(frame: pl.DataFrame) -> "Figure":
     """Bicycles counted by all counters together, day by day, and how many counters reported.
 
     Args:
@@ -191,10 +226,11 @@ def daily_counts(frame: pl.DataFrame) -> str:
     lines = [*axes.get_lines(), *other.get_lines()]
     axes.legend(lines, [str(line.get_label()) for line in lines], loc="lower left", ncols=2, frameon=False)
     _dates(axes)
-    return _markdown(figure, "Bicycles counted a day")
+    return figure
 
 
-def feature_importance(pairs: Iterable[tuple[str, float]]) -> str:
+@_picture("Feature importance")
+def feature_importance(pairs: Iterable[tuple[str, float]]) -> "Figure":
     """The most important features, largest first.
 
     Args:
@@ -207,10 +243,11 @@ def feature_importance(pairs: Iterable[tuple[str, float]]) -> str:
         label="share of the prediction's change (%)",
         colours=[_FORECAST] * len(bars),
     )
-    return _markdown(figure, "Feature importance")
+    return figure
 
 
-def counter_levels(frame: pl.DataFrame) -> str:
+@_picture("Level by counter")
+def counter_levels(frame: pl.DataFrame) -> "Figure":
     """Mean daily count of the busiest counters.
 
     Args:
@@ -231,10 +268,11 @@ def counter_levels(frame: pl.DataFrame) -> str:
         label="bicycles a day, mean of the days shown",
         colours=[_FORECAST] * len(bars),
     )
-    return _markdown(figure, "Level by counter")
+    return figure
 
 
-def counter_states(health: pl.DataFrame) -> str:
+@_picture("State by counter and day")
+def counter_states(health: pl.DataFrame) -> "Figure":
     """The state of the counters that were not always alive, day by day.
 
     Args:
@@ -276,10 +314,11 @@ def counter_states(health: pl.DataFrame) -> str:
             handles=[Patch(color=colour, label=name) for name, colour in zip(names, colours, strict=True)],
             loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=len(names), frameon=False,
         )  # fmt: skip
-    return _markdown(figure, "State by counter and day")
+    return figure
 
 
-def export_differences(differences: pl.DataFrame) -> str:
+@_picture("Hours that differ between exports")
+def export_differences(differences: pl.DataFrame) -> "Figure":
     """Hours on which exports do not agree, the counters with most of them first.
 
     Args:
@@ -303,10 +342,11 @@ def export_differences(differences: pl.DataFrame) -> str:
         label="hours",
         colours=[colours.get(kind, _BASELINE) for kind in top["difference"]],
     )
-    return _markdown(figure, "Hours that differ between exports")
+    return figure
 
 
-def experiment(looks: Sequence[Look], worth: float) -> str:
+@_picture("Gain of the challenger with its interval, day by day")
+def experiment(looks: Sequence[Look], worth: float) -> "Figure":
     """The challenger's gain day by day, with the interval that is valid on all of them.
 
     Args:
@@ -331,7 +371,7 @@ def experiment(looks: Sequence[Look], worth: float) -> str:
     axes.set_xlabel("last day of truth")
     _dates(axes)
     axes.legend(loc="best", frameon=False)
-    return _markdown(figure, "Gain of the challenger with its interval, day by day")
+    return figure
 
 
 def horizontal_bars(
@@ -383,22 +423,6 @@ def _mapping(values: Any) -> Mapping[str, Any]:
     if is_dataclass(values) and not isinstance(values, type):
         return asdict(values)
     return dict(values)
-
-
-@contextmanager
-def left_out() -> Iterator[None]:
-    """Within it no picture is drawn: for replays, which make thousands that nobody looks at."""
-    token = _LEFT_OUT.set(True)
-    try:
-        yield
-    finally:
-        _LEFT_OUT.reset(token)
-
-
-def _markdown(figure: "Figure", alternative: str) -> str:
-    if _LEFT_OUT.get():
-        return f"{alternative}: left out in a replay"
-    return f"![{alternative}](data:image/png;base64,{base64.b64encode(png(figure)).decode('ascii')})"
 
 
 def png(figure: "Figure") -> bytes:

@@ -9,6 +9,7 @@ day of the counted hour in raw and cleaned tables, the issue date in tables abou
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import polars as pl
 
@@ -49,7 +50,7 @@ class TableContract:
         """Names in table order."""
         return [column.name for column in self.columns]
 
-    @property
+    @cached_property
     def polars_schema(self) -> pl.Schema:
         """Names and types in table order."""
         return pl.Schema({column.name: column.dtype for column in self.columns})
