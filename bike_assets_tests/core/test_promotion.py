@@ -136,6 +136,7 @@ def test_models_scored_on_different_rows_are_refused() -> None:
         WindowScores(window(0.8, 9), window(0.85)),
         WindowScores(window(0.8), window(0.85, 11)),
         WindowScores(window(0.8), replace(window(0.85), total_squares=9_999.0)),
+        WindowScores(window(0.8), replace(window(0.85, 11), total_squares=window(0.85).total_squares)),
     ):
         with pytest.raises(ContractError, match="different rows"):
             decide_promotion(other, champion)
@@ -160,6 +161,12 @@ def test_a_day_may_stand_once_only() -> None:
 def test_a_senseless_policy_is_refused(broken: dict[str, float]) -> None:
     with pytest.raises(PermanentError, match="promotion policy"):
         PromotionPolicy(**broken)  # type: ignore[arg-type]
+
+
+def test_an_equal_challenger_reaches_a_margin_of_nothing() -> None:
+    decision = decide_promotion(scores(0.8, 0.75), scores(0.8, 0.75), PromotionPolicy(margin_r2=0.0))
+    assert decision.gain_r2 == 0
+    assert "reaches the margin 0.000" in decision.reasons[1]
 
 
 def test_the_sign_flip_test_is_exact_for_few_days() -> None:
