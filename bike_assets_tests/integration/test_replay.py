@@ -36,7 +36,13 @@ with warnings.catch_warnings():
     from bike_assets.replay import JOURNAL, Clock, KnownWeather, PublishedCounts, read_history
     from bike_assets.runner import materialize
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.soak, pytest.mark.timeout(1800)]
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.slow,
+    pytest.mark.soak,
+    pytest.mark.timeout(1800),
+    pytest.mark.filterwarnings("ignore"),  # of Dagster, about its own options
+]
 
 MONDAY = date(2024, 11, 25)
 FIRST, LAST = MONDAY, MONDAY + timedelta(days=9)
