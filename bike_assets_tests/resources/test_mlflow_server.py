@@ -53,6 +53,12 @@ def acting_as(user: str, server: MlflowServer) -> Iterator[ModelRegistry]:
         )
 
 
+def test_before_the_first_training_there_is_no_champion_and_no_fault(server: MlflowServer) -> None:
+    with acting_as("platform", server) as registry:
+        assert registry.by_alias(CHAMPION) is None
+        assert registry.baseline_window() is None
+
+
 def test_the_platform_trains_promotes_and_gets_its_model_back(
     server: MlflowServer, version: ModelVersion
 ) -> None:
