@@ -77,9 +77,15 @@ def test_the_cooldown_changes_no_other_answer() -> None:
     assert decide(0.66, 0.6, days_since_training=0).decision == "cooldown"
 
 
-@pytest.mark.parametrize(("trainings", "decision"), [(3, "retrain_reactive"), (4, "over_budget")])
+@pytest.mark.parametrize(
+    ("trainings", "decision"), [(3, "retrain_reactive"), (4, "over_budget"), (300, "over_budget")]
+)
 def test_the_cost_bound(trainings: int, decision: str) -> None:
     assert decide(0.1, 0.0, trainings_in_period=trainings).decision == decision
+
+
+def test_nobody_has_trained_unless_told() -> None:
+    assert decide(0.1, 0.0, policy=RetrainingPolicy(max_trainings=1)).decision == "retrain_reactive"
 
 
 @pytest.mark.parametrize(
@@ -101,6 +107,8 @@ def test_a_proactive_training_must_promise_what_its_time_is_worth(
     assert answer.decision == decision
     assert answer.retrain is (decision == "retrain_proactive")
     assert len(answer.reasons) == (2 if decision == "not_worth_it" else 1)
+    if gain == 0.0199:
+        assert answer.reasons[1].endswith("a training of 2.00 hours must promise 0.0200")
 
 
 def test_a_critical_model_is_retrained_at_any_price() -> None:
@@ -203,3 +211,22 @@ def test_the_bounds_are_the_policys() -> None:
 def test_a_senseless_policy_is_refused(broken: dict[str, Any]) -> None:
     with pytest.raises(PermanentError, match="retraining policy"):
         RetrainingPolicy(**broken)
+
+
+@pytest.mark.parametrize(
+    "edge",
+    [
+        {"r2_critical": 0.7, "r2_warning": 0.7},
+        {"drift_warning": 0.5, "drift_critical": 0.5},
+        {"drift_critical": 1.0},
+        {"min_truth_rows": 1},
+        {"min_truth_days": 1},
+        {"max_trainings": 1},
+        {"budget_days": 1},
+        {"cooldown_days": 0},
+        {"min_gain_per_hour": 0.0},
+    ],
+)
+def test_a_policy_may_stand_on_its_bounds(edge: dict[str, Any]) -> None:
+    policy = RetrainingPolicy(**edge)
+    assert {name: getattr(policy, name) for name in edge} == edge
