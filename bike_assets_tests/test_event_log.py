@@ -160,6 +160,7 @@ WRITER = """
 """
 
 
+@pytest.mark.slow
 def test_processes_may_write_at_once(instance: dg.DagsterInstance, settings: Settings) -> None:
     writers = [
         subprocess.Popen(

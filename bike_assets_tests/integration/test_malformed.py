@@ -118,7 +118,9 @@ def _comparable(counts: pl.DataFrame) -> pl.DataFrame:
     return counts.select(columns).with_columns(pl.col("ts_utc").dt.replace_time_zone(None)).sort(columns)
 
 
-@pytest.mark.parametrize("case", NOTHING_RIGHT)
+@pytest.mark.parametrize(
+    "case", [NOTHING_RIGHT[0], *(pytest.param(case, marks=pytest.mark.slow) for case in NOTHING_RIGHT[1:])]
+)
 def test_a_file_without_a_right_row_ends_in_one_line(tmp_path: Path, city: pl.DataFrame, case: str) -> None:
     file, spoil, where, remedy = CASES[case]
     spoil(city, tmp_path / file)
@@ -165,6 +167,7 @@ def test_a_mixture_of_good_and_bad_files_loses_no_right_row(tmp_path: Path, city
     )
 
 
+@pytest.mark.slow
 def test_materialize_says_it_too(tmp_path: Path, city: pl.DataFrame) -> None:
     file, spoil, where, remedy = CASES["truncated gzip"]
     right = spoil(city, tmp_path / file)
@@ -180,6 +183,7 @@ def test_materialize_says_it_too(tmp_path: Path, city: pl.DataFrame) -> None:
     assert rows_in(tmp_path / "home", file).equals(_comparable(right))
 
 
+@pytest.mark.slow
 def test_a_demo_without_enough_history_still_says_what_is_wrong_with_its_files(
     tmp_path: Path, city: pl.DataFrame
 ) -> None:

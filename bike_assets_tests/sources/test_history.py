@@ -156,6 +156,7 @@ def test_stray_rows_are_in_quarantine(built: DuckDBWarehouse) -> None:
     assert built.read(CLEANED_COUNTS)["service_date"].min() == FIRST
 
 
+@pytest.mark.slow
 def test_the_simulators_own_corrections_are_told_and_no_counter_has_vanished(tmp_path: Path) -> None:
     """Corrections come as a few rows on their own, which says nothing about the other counters."""
     first, last = date(2024, 5, 1), date(2024, 6, 10)
