@@ -86,13 +86,13 @@ def _run(settings: Settings, log_level: str) -> None:
 
 def _server(settings: Settings, log_level: str) -> dict[str, Any]:
     """What the server is told, whether it is one process or the parent of several."""
-    from bike_serving.server import JoinedProtocol
+    from bike_serving.server import Protocol
 
     return {
         "host": settings.host,
         "port": settings.port,
         "loop": "uvloop",
-        "http": JoinedProtocol,
+        "http": Protocol,
         "server_header": False,
         "access_log": False,  # the guard keeps one
         "log_config": log_config(log_level.upper(), settings.log_format),

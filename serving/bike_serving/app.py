@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from bike_serving import problems, routes
 from bike_serving.champion import ChampionHolder
 from bike_serving.experiment import Experiment, Experimenting
-from bike_serving.fast_path import FastPredict
+from bike_serving.fast_path import ShortWay
 from bike_serving.loading import Loader
 from bike_serving.metrics import Metrics, RequestMetrics
 from bike_serving.orchestrator import Orchestrator
@@ -23,6 +23,7 @@ from bike_serving.registry import MlflowRegistry
 from bike_serving.schemas import body_limit
 from bike_serving.security.body import BodyLimit
 from bike_serving.security.guard import Access, Guard
+from bike_serving.server import SHORT_WAY
 from bike_serving.settings import Settings
 from bike_serving.tracing import telemetry
 from bike_serving.webhooks import Webhooks
@@ -47,7 +48,7 @@ def create_app(settings: Settings | None = None, loader: Loader | None = None) -
     experiment = _experiment(settings, holder, metrics, loader)
 
     @asynccontextmanager
-    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         sys.setswitchinterval(_SWITCH_SECONDS)
         loader.start()
         holder.start()
@@ -58,7 +59,7 @@ def create_app(settings: Settings | None = None, loader: Loader | None = None) -
         gc.freeze()
         if experiment:
             experiment.start()
-        yield
+        yield {SHORT_WAY: app.state.short_way}
         if experiment:
             experiment.stop()
         holder.stop()
@@ -79,12 +80,13 @@ def create_app(settings: Settings | None = None, loader: Loader | None = None) -
     app.state.holder, app.state.metrics, app.state.settings = holder, metrics, settings
     app.state.registry, app.state.orchestrator = registry, orchestrator
     app.state.experiment = experiment
+    # Spans are made on the route's way.
+    app.state.short_way = None if settings.tracing else ShortWay(access, holder, metrics, experiment)
     secret = settings.webhook_secret
     app.state.webhooks = Webhooks(secret.get_secret_value()) if secret else None
     routes.install(app)
     problems.install(app)
     # Each stands around those before it.
-    app.surround(FastPredict, holder=holder, metrics=metrics)
     if experiment:
         app.surround(Experimenting, experiment=experiment)
     app.surround(BodyLimit, limit_of=body_limit, seconds=settings.body_timeout_seconds)
@@ -99,7 +101,7 @@ def create_app(settings: Settings | None = None, loader: Loader | None = None) -
 
 
 class Service(FastAPI):
-    """FastAPI with middleware around all of it: what the short way answers never enters the framework."""
+    """FastAPI with middleware around all of it: what is refused or answered there never enters the framework."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)

@@ -118,7 +118,7 @@ class Experiment:
     def arm(self, caller: str) -> Champion | None:
         """Who answers a caller, None where it is the champion as always."""
         champion, challenger = self._holder.current, self.challenger
-        if champion is None or challenger is None:
+        if self.is_shadow or champion is None or challenger is None:
             return None
         if self._settings.experiment_by == "counter":
             mixed = self._mixed
@@ -132,6 +132,13 @@ class Experiment:
         if arm is None:
             return "champion"
         return "mixed" if self._settings.experiment_by == "counter" else "challenger"
+
+    def answered(self, arm: Champion | None, answer: bytes) -> None:
+        """Take note of an answer that is sent: who gave it, or in shadow what it says."""
+        if self.is_shadow:
+            self.noted(answer)
+        else:
+            self.metrics.answers.labels(self.name(arm)).inc()
 
     def noted(self, answer: bytes) -> None:
         """Have an answer compared with what the challenger would have said, later and elsewhere."""

@@ -6,13 +6,18 @@ import random
 
 import httpx
 import pytest
+from uvicorn import Config
+from uvicorn.server import ServerState
 
 from bike_serving import app as app_module
+from bike_serving import server as server_module
 from bike_serving.app import create_app
 from bike_serving.champion import ChampionHolder
+from bike_serving.fast_path import ShortWay
 from bike_serving.registry import ModelRef
 from bike_serving.security.access import Meter, Role
 from bike_serving.security.keys import create_key
+from bike_serving.server import SHORT_WAY, Protocol
 from bike_serving.settings import Settings
 
 HOUR = "2024-03-31T08:00:00+02:00"
@@ -33,24 +38,86 @@ class Named:
         """Nothing to give back."""
 
 
+class Transport(asyncio.Transport):
+    """A connection's far end: keeps what is sent."""
+
+    def __init__(self, client=("192.0.2.7", 5000)):
+        super().__init__({"peername": client, "sockname": ("192.0.2.1", 8000)})
+        self.sent = b""
+        self.closed = False
+
+    def write(self, data):
+        assert not self.closed
+        self.sent += data
+
+    def close(self):
+        self.closed = True
+
+    def is_closing(self):
+        return self.closed
+
+    def pause_reading(self):
+        """Tests send no more than is read."""
+
+    def resume_reading(self):
+        """Tests send no more than is read."""
+
+
+class Connection:
+    """A connection to an application, without a socket: bytes in, bytes out, on the running event loop."""
+
+    def __init__(self, app, short_way, **transport):
+        config = Config(app, http=Protocol, ws="none", log_config=None, forwarded_allow_ips="192.0.2.9")
+        config.load()
+        self.state = ServerState()
+        self.transport = Transport(**transport)
+        loop = asyncio.get_running_loop()
+        self.protocol = Protocol(config, self.state, {SHORT_WAY: short_way, "other": 1}, loop)
+        self.protocol.connection_made(self.transport)
+
+    async def send(self, *parts):
+        """Send parts one after the other; what was answered when nothing is being answered any more."""
+        for part in parts:
+            self.protocol.data_received(part)
+            await self.settle()
+        return self.transport.sent
+
+    async def settle(self):
+        for _ in range(3):
+            await asyncio.sleep(0)
+        while self.state.tasks:
+            await asyncio.sleep(0.001)
+
+    def close(self):
+        self.protocol.connection_lost(None)
+
+
 class Client:
-    """Asks an application of this process, as a reader without limits."""
+    """Asks an application of this process as bytes on a connection, as a reader without limits."""
 
-    def __init__(self, app, key):
-        self.app, self.key = app, key
+    def __init__(self, app, key, short_way):
+        self.app, self.key, self.short_way = app, key, short_way
 
-    def request(self, method, path, **more):
+    def raw(self, method, path, content=b"", headers=None):
+        headers = {"host": "service", "x-api-key": self.key, **(headers or {})}
+        if isinstance(content, list):
+            headers["transfer-encoding"] = "chunked"
+            content = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (*content, b""))
+        else:
+            content = content.encode() if isinstance(content, str) else content
+            headers["content-length"] = str(len(content))
+        lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
+        return "\r\n".join([*lines, "", ""]).encode() + content
+
+    def request(self, method, path, content=b"", headers=None):
         async def ask():
-            transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
-            async with httpx.AsyncClient(
-                transport=transport,
-                base_url="http://service",
-                trust_env=False,
-                headers={"X-API-Key": self.key},
-            ) as client:
-                return await client.request(method, path, **more)
+            connection = Connection(self.app, self.short_way)
+            sent = await connection.send(self.raw(method, path, content, headers))
+            connection.close()
+            return sent
 
-        return asyncio.run(ask())
+        [answer] = answers(asyncio.run(ask()))
+        return answer
 
     def get(self, path):
         return self.request("GET", path)
@@ -59,41 +126,59 @@ class Client:
         return self.request("POST", path, **more)
 
 
+def answers(sent):
+    """The answers in what was sent over a connection."""
+    found = []
+    while sent:
+        head, _, sent = sent.partition(b"\r\n\r\n")
+        status, *lines = head.split(b"\r\n")
+        headers = [tuple(line.split(b": ", 1)) for line in lines]
+        length = int(dict(headers)[b"content-length"])
+        found.append(httpx.Response(int(status.split()[1]), headers=headers, content=sent[:length]))
+        sent = sent[length:]
+    return found
+
+
 @pytest.fixture(scope="module")
-def clients(city, tmp_path_factory):
-    """A service with the short way, and the same one without it."""
+def make(city, tmp_path_factory):
+    """A client of a service with a champion, by whether it has a short way; settings, and the limit of its key."""
     ref = ModelRef("bike-traffic", "1", "run", city.write("1", 0).name)
-    settings = Settings(home=city.home, state_dir=tmp_path_factory.mktemp("state"))
-    _, key = create_key(settings.keys_path, "tests", Role.READER, {Meter.PREDICT: 0})
 
     class Loaded(ChampionHolder):
         def __init__(self, settings, _registry, metrics, _compute):
             super().__init__(settings, Named(ref), metrics)
             self.refresh()
 
+    def made(short, limit=0, **options):
+        settings = Settings(home=city.home, state_dir=tmp_path_factory.mktemp("state"), **options)
+        _, key = create_key(settings.keys_path, "tests", Role.READER, {Meter.PREDICT: limit})
+        app = create_app(settings)
+        return Client(app, key, app.state.short_way if short else None)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(app_module, "ChampionHolder", Loaded)
-        fast = create_app(settings)
-        patch.setattr(app_module, "FastPredict", lambda app, **_kwargs: app)
-        slow = create_app(settings)
-        yield [Client(app, key) for app in (fast, slow)]
+        yield made
+
+
+@pytest.fixture(scope="module")
+def clients(make):
+    """A service with the short way, and the same one without it."""
+    return [make(short) for short in (True, False)]
 
 
 @pytest.fixture
 def taken(monkeypatch):
-    """Whether the short way answered, request by request."""
-    from bike_serving.fast_path import FastPredict
+    """Whether the short way answered, for every request that it recognised."""
+    noted = []
+    original = ShortWay.answer
 
-    answers = []
-    original = FastPredict._answer
-
-    def noting(self, scope, body):
-        answer = original(self, scope, body)
-        answers.append(answer is not None)
+    def noting(self, *arguments):
+        answer = original(self, *arguments)
+        noted.append(answer is not None)
         return answer
 
-    monkeypatch.setattr(FastPredict, "_answer", noting)
-    return answers
+    monkeypatch.setattr(ShortWay, "answer", noting)
+    return noted
 
 
 def same(clients, content, headers=JSON, path="/predict"):
@@ -106,7 +191,7 @@ def same(clients, content, headers=JSON, path="/predict"):
     return fast
 
 
-VARYING = (b"x-request-id",)
+VARYING = (b"x-request-id", b"ratelimit")
 
 
 @pytest.mark.parametrize("path", ["/predict", "/v1/predict"])
@@ -192,11 +277,8 @@ def test_what_the_short_way_does_not_know_is_not_its_business(clients, taken, he
 
 
 def test_a_body_of_unknown_size_is_left_to_the_limit_of_bodies(clients, taken):
-    async def chunks():
-        yield text()[:10]
-        yield text()[10:]
-
-    fast, slow = (client.post("/predict", content=chunks(), headers=JSON) for client in clients)
+    chunks = [text()[:10], text()[10:]]
+    fast, slow = (client.post("/predict", content=chunks, headers=JSON) for client in clients)
     assert fast.content == slow.content
     assert fast.status_code == 200
     assert taken == []
@@ -256,3 +338,201 @@ def test_without_a_champion_the_route_says_so(clients, monkeypatch):
     for client in clients:
         monkeypatch.setattr(client.app.state.holder, "current", None)
     assert same(clients, text()).status_code == 503
+
+
+def refusals(client, headers=None):
+    return [client.post("/predict", content=text(), headers={**JSON, **(headers or {})}) for _ in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("headers", "statuses"),
+    [
+        ({}, [200, 200, 429, 429]),  # refused as the short way's answers were counted
+        ({"x-api-key": "bike_00000000_forged"}, [401] * 4),
+        ({"x-api-key": ""}, [401] * 4),
+        ({"authorization": "Basic !"}, [200, 200, 429, 429]),
+        ({"x-request-id": "of-mine"}, [200, 200, 429, 429]),
+        ({"x-request-id": "odd id"}, [200, 200, 429, 429]),
+        ({"origin": "https://elsewhere.example"}, [200, 200, 429, 429]),
+    ],
+)
+def test_who_may_ask_and_how_often_is_the_same_both_ways(make, headers, statuses):
+    both = [make(short, limit=2) for short in (True, False)]
+    fast, slow = (refusals(client, headers) for client in both)
+    assert [answer.status_code for answer in fast] == statuses
+    assert [answer.status_code for answer in slow] == statuses
+    for ours, theirs in zip(fast, slow, strict=True):
+        varying = {name for name in VARYING if name != b"ratelimit"} if statuses[0] == 200 else set(VARYING)
+        if "x-request-id" in headers and headers["x-request-id"] == "of-mine":
+            assert ours.headers["x-request-id"] == "of-mine"
+        assert ours.content == theirs.content
+        assert [(n, v) for n, v in ours.headers.raw if n not in varying] == [
+            (n, v) for n, v in theirs.headers.raw if n not in varying
+        ]
+    assert written(both[0]) == written(both[1])
+
+
+def written(client):
+    """The access log of a client's service, without what differs from request to request."""
+    client.app.state.short_way._access.audit.close()
+    lines = (client.app.state.settings.state_folder / "audit.jsonl").read_text().splitlines()
+    entries = [json.loads(line) for line in lines]
+    for entry in entries:
+        assert entry.pop("at")
+        assert 0 <= entry.pop("ms") < 60_000
+        if entry["request_id"] != "of-mine":
+            assert entry.pop("request_id")
+        entry["caller"] = entry["caller"] and entry["caller"].partition(":")[0]
+    return entries
+
+
+@pytest.mark.parametrize(
+    ("peer", "logged"), [("192.0.2.9", "203.0.113.5"), ("192.0.2.7", "192.0.2.7")], ids=["trusted", "unknown"]
+)
+def test_the_access_log_tells_whom_a_trusted_proxy_asks_for(make, peer, logged):
+    async def ask(client):
+        connection = Connection(client.app, client.short_way, client=(peer, 1))
+        headers = {**JSON, "x-forwarded-for": "203.0.113.5"}
+        await connection.send(client.raw("POST", "/predict", text(), headers))
+        connection.close()
+
+    for client in (make(True), make(False)):
+        asyncio.run(ask(client))
+        assert [entry["client"] for entry in written(client)] == [logged]
+
+
+def test_a_failure_of_the_short_way_is_nobodys_error(clients, taken, monkeypatch):
+    monkeypatch.setattr("bike_serving.fast_path._look_up", lambda *_: 1 / 0)
+    assert same(clients, text()).status_code == 200
+    assert taken == [False]
+
+
+def on_a_connection(client, *parts, then=None):
+    """What is answered to parts of requests, on one connection."""
+
+    async def ask():
+        connection = Connection(client.app, client.short_way)
+        await connection.send(*parts)
+        if then:
+            await then(connection)
+        connection.close()
+        return answers(connection.transport.sent), connection.transport.closed
+
+    return asyncio.run(ask())
+
+
+@pytest.mark.parametrize("cut", [1, 30, 200, -5])
+def test_a_body_may_come_in_parts(clients, taken, cut):
+    raw = clients[0].raw("POST", "/predict", text(), JSON)
+    [answer], closed = on_a_connection(clients[0], raw[:cut], raw[cut:])
+    assert answer.content == clients[1].post("/predict", content=text(), headers=JSON).content
+    assert taken == [True]
+    assert closed  # by the test: it was open until then
+
+
+def test_the_rest_of_a_body_is_not_waited_for_long(clients, taken, monkeypatch):
+    monkeypatch.setattr(server_module, "_WAITED_SECONDS", 0.01)
+    raw = clients[0].raw("POST", "/predict", text(), JSON)
+
+    async def late(connection):
+        await asyncio.sleep(0.05)
+        assert len(connection.state.tasks) == 1  # where the time of a body is limited
+        await connection.send(raw[-5:])
+
+    async def ask():
+        connection = Connection(clients[0].app, clients[0].short_way)
+        connection.protocol.data_received(raw[:-5])
+        await late(connection)
+        connection.close()
+        return answers(connection.transport.sent)
+
+    [answer] = asyncio.run(ask())
+    assert answer.status_code == 200
+    assert taken == []
+
+
+def test_a_body_that_never_comes_is_given_up(make, monkeypatch):
+    monkeypatch.setattr(server_module, "_WAITED_SECONDS", 0.01)
+
+    async def ask(client):
+        connection = Connection(client.app, client.short_way)
+        connection.protocol.data_received(client.raw("POST", "/predict", text(), JSON)[:-5])
+        while not connection.transport.sent:
+            await asyncio.sleep(0.01)
+        return answers(connection.transport.sent)
+
+    for short in (True, False):
+        [answer] = asyncio.run(asyncio.wait_for(ask(make(short, body_timeout_seconds=0.1)), 10))
+        assert answer.status_code == 408
+
+
+def test_answers_keep_the_order_of_their_questions(clients, taken):
+    question = clients[0].raw("POST", "/predict", text(), JSON)
+    other = clients[0].raw("GET", "/counters")
+    found, _ = on_a_connection(clients[0], question + question + other + question)
+    assert [answer.status_code for answer in found] == [200] * 4
+    assert found[0].content == found[1].content == found[3].content
+    assert "counters" in found[2].json()
+    assert taken == [True, True]  # the last one waits behind the other
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"connection": "close"}, b"200 OK"),
+        ({"expect": "100-continue"}, b"200 OK"),
+        (
+            {"connection": "upgrade", "upgrade": "h2c"},
+            b"400 Bad Request",
+        ),  # its body belongs to another protocol
+    ],
+)
+def test_what_is_more_than_a_question_is_left_to_uvicorn(clients, taken, headers, status):
+    raw = clients[0].raw("POST", "/predict", text(), {**JSON, **headers})
+
+    async def ask():
+        connection = Connection(clients[0].app, clients[0].short_way)
+        await connection.send(raw)
+        return connection.transport
+
+    transport = asyncio.run(ask())
+    assert b"HTTP/1.1 " + status in transport.sent
+    assert transport.closed == (headers.get("connection") == "close")
+    assert taken == []
+
+
+def test_a_client_that_reads_nothing_is_not_written_to_without_end(clients, taken):
+    async def ask():
+        connection = Connection(clients[0].app, clients[0].short_way)
+        connection.protocol.pause_writing()
+        connection.protocol.data_received(clients[0].raw("POST", "/predict", text(), JSON))
+        await asyncio.sleep(0.02)
+        assert connection.transport.sent == b""
+        connection.protocol.resume_writing()
+        await connection.settle()
+        return answers(connection.transport.sent)
+
+    assert [answer.status_code for answer in asyncio.run(ask())] == [200]
+    assert taken == []
+
+
+def test_a_connection_may_end_and_the_server_may_stop_in_the_middle_of_a_body(clients, taken):
+    raw = clients[0].raw("POST", "/predict", text(), JSON)
+
+    async def ask():
+        connection = Connection(clients[0].app, clients[0].short_way)
+        connection.protocol.data_received(raw[:-5])
+        connection.close()
+        assert connection.protocol._patience is None
+        stopping = Connection(clients[0].app, clients[0].short_way)
+        stopping.protocol.data_received(raw[:-5])
+        stopping.protocol.shutdown()
+        assert not stopping.transport.closed
+        await stopping.send(raw[-5:])
+        return connection.transport.sent, stopping.transport
+
+    nothing, stopping = asyncio.run(ask())
+    assert nothing == b""
+    assert answers(stopping.sent)[0].status_code == 200
+    assert stopping.closed
+    assert taken == []

@@ -514,14 +514,3 @@ def test_a_full_access_log_makes_room_and_an_unwritable_one_stops_nobody(tmp_pat
 def test_a_body_that_announces_too_much_is_not_read(local, length):
     answer = local.client().post("/v1/predict", content=b"{}", headers={"Content-Length": length})
     assert answer.status_code == 413
-
-
-@pytest.mark.integration
-def test_a_body_that_never_comes_is_given_up(serve, city):
-    import socket
-
-    process = serve("slow", "http://127.0.0.1:9", body_timeout_seconds="0.3")
-    with socket.create_connection(("127.0.0.1", process.port), timeout=10) as connection:
-        head = f"POST /v1/predict HTTP/1.1\r\nHost: x\r\nX-API-Key: {process.key}\r\nContent-Length: 100\r\n"
-        connection.sendall(f"{head}Content-Type: application/json\r\n\r\n{{".encode())
-        assert b" 408 " in connection.recv(4096).split(b"\r\n")[0]

@@ -34,6 +34,10 @@ class Rule:
     role: Role | None = Role.READER
     meter: Meter | None = None
 
+    def allows(self, role: Role) -> bool:
+        """Whether a caller of this role may pass."""
+        return self.role is not Role.ADMIN or role is Role.ADMIN
+
 
 _OPEN: Final = Rule(role=None)
 _ASK: Final = Rule()

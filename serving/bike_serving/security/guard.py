@@ -12,7 +12,8 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from functools import lru_cache
+from typing import Final, NamedTuple
 
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
@@ -47,7 +48,18 @@ _HEADERS: Final = {
 """What every answer tells a browser, unless the answer says otherwise itself."""
 _ALL: Final = tuple(_HEADERS.items())
 
+SECURITY_HEADERS: Final = b"".join(b"%b: %b\r\n" % header for header in _ALL)
+"""The same as it is sent."""
+
 RawHeaders = Sequence[tuple[bytes, bytes]]
+
+
+class Credentials(NamedTuple):
+    """What a request shows of its sender: an API key, an Authorization header, an id that it gave itself."""
+
+    key: str | None
+    authorization: str | None
+    request_id: str | None
 
 
 class NotConfiguredError(PermanentError):
@@ -88,6 +100,55 @@ class Access:
         self.audit = AuditLog(settings.state_folder / "audit.jsonl")
         self.audit_reads = settings.audit_reads
         self.limits = {Meter.PREDICT: settings.predict_per_minute, Meter.TRAIN: settings.train_per_hour}
+        self._process = secrets.token_hex(6)
+        self._numbers = itertools.count()
+
+    def new_request_id(self) -> str:
+        """An id for a request that brought none."""
+        return f"{self._process}-{next(self._numbers):x}"
+
+    def known(self, shown: Credentials) -> Caller | None:
+        """Who shows a key, or a token that was verified before; None where nobody does or it takes longer to say."""
+        key = _presented(shown.key, shown.authorization)
+        if not key:
+            return None
+        if key.startswith(KEY_PREFIX):
+            return self.keys.find(key)
+        return self.tokens.remembered(key) if self.tokens else None
+
+    def count(self, caller: Caller, meter: Meter) -> tuple[Verdict, RawHeaders] | None:
+        """Count a request; None where the caller has no limit.
+
+        Returns:
+            Whether it may pass, and what the answer tells of the limit (RateLimit headers, a draft of the IETF).
+        """
+        limit = caller.limits.get(meter, self.limits[meter])
+        if not limit:
+            return None
+        verdict = self.limiter.take(f"{caller.id} {meter}", limit, PERIODS[meter])
+        left = b'"%s";r=%d;t=%d' % (meter.encode(), verdict.remaining, verdict.wait_seconds)
+        return verdict, ((b"ratelimit-policy", _policy(meter, limit)), (b"ratelimit", left))
+
+    def note(
+        self,
+        request_id: str,
+        caller: Caller | None,
+        client: str | None,
+        method: str,
+        path: str,
+        status: int,
+        seconds: float,
+    ) -> None:
+        """Write a line of the access log."""
+        self.audit.write(
+            request_id=request_id,
+            caller=caller.id if caller else None,
+            client=client,
+            method=method[:16],
+            path=path[:200],
+            status=status,
+            ms=round(seconds * 1000, 2),
+        )
 
     def close(self) -> None:
         """Give files back."""
@@ -126,8 +187,6 @@ class Guard:
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
         self._app, self._access = app, access
-        self._process = secrets.token_hex(6)
-        self._numbers = itertools.count()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -156,15 +215,14 @@ class Guard:
         if rule.role is None:
             await self._app(scope, receive, with_headers)
             return
-        key, authorization, request_id = _credentials(scope["headers"])
-        if request_id is None:
-            request_id = f"{self._process}-{next(self._numbers):x}"
+        shown = credentials(scope["headers"])
+        request_id = shown.request_id or self._access.new_request_id()
         scope["request_id"] = request_id
         logs.request_id.set(request_id)
         extra.append((b"x-request-id", request_id.encode()))
         caller: Caller | None = None
         try:
-            found = await self._judge(path, rule, key, authorization, extra)
+            found = await self._judge(path, rule, shown, extra)
             if isinstance(found, _Refusal):
                 caller = found.caller
                 await found.response(scope, receive, with_headers)
@@ -174,27 +232,21 @@ class Guard:
         finally:
             if self._access.audit_reads or status >= 400 or rule.role is Role.ADMIN:
                 client = scope.get("client")
-                self._access.audit.write(
-                    request_id=request_id,
-                    caller=caller.id if caller else None,
-                    client=client[0] if client else None,
-                    method=scope["method"][:16],
-                    path=path[:200],
-                    status=status,
-                    ms=round((time.perf_counter() - began) * 1000, 2),
+                seconds = time.perf_counter() - began
+                self._access.note(
+                    request_id, caller, client[0] if client else None, scope["method"], path, status, seconds
                 )
 
     async def _judge(
         self,
         path: str,
         rule: Rule,
-        key: str | None,
-        authorization: str | None,
+        shown: Credentials,
         extra: list[tuple[bytes, bytes]],
     ) -> Caller | _Refusal:
         """The caller whose request may pass, or the answer in its place."""
         try:
-            caller = await self._identify(key, authorization)
+            caller = await self._identify(shown)
         except TokenRefusedError as error:
             return _unauthorised(path, str(error), "invalid_token")
         except ProviderAwayError as error:
@@ -203,11 +255,13 @@ class Guard:
             return _unauthorised(
                 path, "give an API key in the header X-API-Key, or a key or token in Authorization: Bearer"
             )
-        if rule.role is Role.ADMIN and caller.role is not Role.ADMIN:
+        if not rule.allows(caller.role):
             return _Refusal(
                 problem(403, "forbidden", f"this needs the role admin; yours is {caller.role}"), caller
             )
-        if rule.meter is not None and (verdict := self._count(caller, rule.meter, extra)):
+        if rule.meter is not None and (counted := self._access.count(caller, rule.meter)):
+            verdict, told = counted
+            extra.extend(told)
             if verdict.allowed:
                 return caller
             return _Refusal(
@@ -221,42 +275,27 @@ class Guard:
             )
         return caller
 
-    async def _identify(self, key: str | None, authorization: str | None) -> Caller | None:
-        if key is None and authorization is not None:
-            scheme, _, value = authorization.partition(" ")
-            scheme, value = scheme.lower(), value.strip()
-            if scheme == "bearer":
-                key = value
-            elif scheme == "basic":  # what a browser sends for /docs: any name, the key as password
-                key = _basic_password(value)
+    async def _identify(self, shown: Credentials) -> Caller | None:
+        key = _presented(shown.key, shown.authorization)
         if not key:
             return None
-        if key.startswith(KEY_PREFIX):
-            caller = self._access.keys.find(key)
-            if caller is None:
-                raise TokenRefusedError("the API key is not known here, or was revoked")
+        if caller := self._access.known(shown):
             return caller
+        if key.startswith(KEY_PREFIX):
+            raise TokenRefusedError("the API key is not known here, or was revoked")
         tokens = self._access.tokens
         if tokens is None:
             raise TokenRefusedError("that is no API key of this service, which takes no other tokens")
-        return tokens.remembered(key) or await run_in_threadpool(tokens.verify, key)
-
-    def _count(self, caller: Caller, meter: Meter, extra: list[tuple[bytes, bytes]]) -> Verdict | None:
-        """Count a request; None where the caller has no limit. Adds the headers of the IETF's draft (RateLimit)."""
-        limit = caller.limits.get(meter, self._access.limits[meter])
-        if not limit:
-            return None
-        period = PERIODS[meter]
-        verdict = self._access.limiter.take(f"{caller.id} {meter}", limit, period)
-        extra.append((b"ratelimit-policy", b'"%s";q=%d;w=%d' % (meter.encode(), limit, period)))
-        extra.append(
-            (b"ratelimit", b'"%s";r=%d;t=%d' % (meter.encode(), verdict.remaining, verdict.wait_seconds))
-        )
-        return verdict
+        return await run_in_threadpool(tokens.verify, key)
 
 
-def _credentials(headers: RawHeaders) -> tuple[str | None, str | None, str | None]:
-    """API key, authorization and request id of a request; an odd request id is not taken over."""
+@lru_cache(maxsize=256)
+def _policy(meter: Meter, limit: int) -> bytes:
+    return b'"%s";q=%d;w=%d' % (meter.encode(), limit, PERIODS[meter])
+
+
+def credentials(headers: RawHeaders) -> Credentials:
+    """What a request shows of its sender; an odd request id is not taken over."""
     key = authorization = request_id = None
     for name, value in headers:
         if name == b"x-api-key":
@@ -265,7 +304,19 @@ def _credentials(headers: RawHeaders) -> tuple[str | None, str | None, str | Non
             authorization = value.decode("latin-1")
         elif name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
             request_id = value.decode()
-    return key, authorization, request_id
+    return Credentials(key, authorization, request_id)
+
+
+def _presented(key: str | None, authorization: str | None) -> str | None:
+    """The key or token that a request shows, wherever it does."""
+    if key is not None or authorization is None:
+        return key
+    scheme, _, value = authorization.partition(" ")
+    scheme, value = scheme.lower(), value.strip()
+    if scheme == "bearer":
+        return value
+    # What a browser sends for /docs: any name, the key as password.
+    return _basic_password(value) if scheme == "basic" else None
 
 
 def _basic_password(value: str) -> str | None:
