@@ -40,6 +40,7 @@ from bike_serving.registry import ModelRef
 from bike_serving.security.access import Meter, Role
 from bike_serving.security.keys import create_key
 from bike_serving.settings import Settings
+from serving.tests.wire import Wire
 
 LAST_DAY = date(2024, 3, 30)  # the day before the spring clock change, so that a forecast day has 23 hours
 COUNTER_IDS = ["100-E", "100-W", "200-N"]
@@ -349,9 +350,7 @@ class LocalClient:
 
     def __init__(self, app: FastAPI, headers: dict[str, str]) -> None:
         self._loop = asyncio.new_event_loop()
-        # What the service answers to a failure of its own is what a client would see.
-        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        self._client = httpx.AsyncClient(transport=transport, base_url="http://service", headers=headers)
+        self._client = httpx.AsyncClient(transport=Wire(app), base_url="http://service", headers=headers)
 
     def request(self, method: str, path: str, **more: Any) -> httpx.Response:
         return self._loop.run_until_complete(self._client.request(method, path, **more))

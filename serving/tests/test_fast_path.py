@@ -4,10 +4,7 @@ import asyncio
 import json
 import random
 
-import httpx
 import pytest
-from uvicorn import Config
-from uvicorn.server import ServerState
 
 from bike_serving import app as app_module
 from bike_serving import server as server_module
@@ -17,8 +14,8 @@ from bike_serving.fast_path import ShortWay
 from bike_serving.registry import ModelRef
 from bike_serving.security.access import Meter, Role
 from bike_serving.security.keys import create_key
-from bike_serving.server import SHORT_WAY, Protocol
 from bike_serving.settings import Settings
+from serving.tests.wire import TRUSTED_PROXY, Connection, answers
 
 HOUR = "2024-03-31T08:00:00+02:00"
 PLAIN = {"counter_ids": ["100-E"], "target_hours": [HOUR]}
@@ -36,60 +33,6 @@ class Named:
 
     def close(self):
         """Nothing to give back."""
-
-
-class Transport(asyncio.Transport):
-    """A connection's far end: keeps what is sent."""
-
-    def __init__(self, client=("192.0.2.7", 5000)):
-        super().__init__({"peername": client, "sockname": ("192.0.2.1", 8000)})
-        self.sent = b""
-        self.closed = False
-
-    def write(self, data):
-        assert not self.closed
-        self.sent += data
-
-    def close(self):
-        self.closed = True
-
-    def is_closing(self):
-        return self.closed
-
-    def pause_reading(self):
-        """Tests send no more than is read."""
-
-    def resume_reading(self):
-        """Tests send no more than is read."""
-
-
-class Connection:
-    """A connection to an application, without a socket: bytes in, bytes out, on the running event loop."""
-
-    def __init__(self, app, short_way, **transport):
-        config = Config(app, http=Protocol, ws="none", log_config=None, forwarded_allow_ips="192.0.2.9")
-        config.load()
-        self.state = ServerState()
-        self.transport = Transport(**transport)
-        loop = asyncio.get_running_loop()
-        self.protocol = Protocol(config, self.state, {SHORT_WAY: short_way, "other": 1}, loop)
-        self.protocol.connection_made(self.transport)
-
-    async def send(self, *parts):
-        """Send parts one after the other; what was answered when nothing is being answered any more."""
-        for part in parts:
-            self.protocol.data_received(part)
-            await self.settle()
-        return self.transport.sent
-
-    async def settle(self):
-        for _ in range(3):
-            await asyncio.sleep(0)
-        while self.state.tasks:
-            await asyncio.sleep(0.001)
-
-    def close(self):
-        self.protocol.connection_lost(None)
 
 
 class Client:
@@ -124,19 +67,6 @@ class Client:
 
     def post(self, path, **more):
         return self.request("POST", path, **more)
-
-
-def answers(sent):
-    """The answers in what was sent over a connection."""
-    found = []
-    while sent:
-        head, _, sent = sent.partition(b"\r\n\r\n")
-        status, *lines = head.split(b"\r\n")
-        headers = [tuple(line.split(b": ", 1)) for line in lines]
-        length = int(dict(headers)[b"content-length"])
-        found.append(httpx.Response(int(status.split()[1]), headers=headers, content=sent[:length]))
-        sent = sent[length:]
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -387,7 +317,9 @@ def written(client):
 
 
 @pytest.mark.parametrize(
-    ("peer", "logged"), [("192.0.2.9", "203.0.113.5"), ("192.0.2.7", "192.0.2.7")], ids=["trusted", "unknown"]
+    ("peer", "logged"),
+    [(TRUSTED_PROXY, "203.0.113.5"), ("192.0.2.7", "192.0.2.7")],
+    ids=["trusted", "unknown"],
 )
 def test_the_access_log_tells_whom_a_trusted_proxy_asks_for(make, peer, logged):
     async def ask(client):

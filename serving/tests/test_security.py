@@ -510,7 +510,7 @@ def test_a_full_access_log_makes_room_and_an_unwritable_one_stops_nobody(tmp_pat
 # --- bodies -----
 
 
-@pytest.mark.parametrize("length", ["99999999", "9" * 30])
-def test_a_body_that_announces_too_much_is_not_read(local, length):
+@pytest.mark.parametrize(("length", "status"), [("99999999", 413), ("9" * 30, 400)])
+def test_a_body_that_announces_too_much_is_not_read(local, length, status):
     answer = local.client().post("/v1/predict", content=b"{}", headers={"Content-Length": length})
-    assert answer.status_code == 413
+    assert answer.status_code == status
