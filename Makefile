@@ -38,10 +38,10 @@ export GX_ANALYTICS_ENABLED := false
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-all check lint-deploy audit up bench clean python
+.PHONY: help demo test test-all check lint-deploy audit up compose-up bench clean python
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(UV) ## everything from nothing, offline: simulated city, six assets, champion, report (HOME_DIR=.bike, ARGS=)
 	$(RUN) bike-assets demo --home "$(HOME_DIR)" $(ARGS)
@@ -66,6 +66,15 @@ audit: $(UV) ## known vulnerabilities of what uv.lock installs
 
 up: $(UV) ## Dagster UI :3000, MLflow :5000, REST service :8000 over the same local home (HOME_DIR=.bike)
 	$(RUN) bike-assets up --home "$(HOME_DIR)" $(ARGS)
+
+# Debian's docker-compose, which comes without the plugin, understands the same.
+COMPOSE ?= docker compose
+
+.env:
+	deploy/make-env
+
+compose-up: .env ## the same as containers with PostgreSQL and TLS: https://localhost:8443 (COMPOSE="docker compose")
+	GIT_COMMIT="$$(git rev-parse HEAD 2>/dev/null || echo unknown)" $(COMPOSE) up -d --build
 
 # What benchmarks are compared with, and what mutates, is no dependency of ours.
 RIVALS := --with cosmic-ray==8.7.0 --with mlforecast

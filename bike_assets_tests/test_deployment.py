@@ -22,9 +22,14 @@ COMPOSE = ROOT / "docker-compose.yml"
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 DOCKERFILES = (ROOT / "deploy" / "platform.Dockerfile", ROOT / "serving" / "Dockerfile")
 
-SERVICES = {"dagster-webserver", "dagster-daemon", "code-location", "postgres", "mlflow", "serving"}
-ONE_SHOT = {"bundle-keys"}
-TARGETS = {"help", "demo", "test", "test-all", "check", "lint-deploy", "audit", "up", "bench", "clean"}
+SLOTS = {"serving-blue", "serving-green"}
+CORE = {"dagster-webserver", "dagster-daemon", "code-location", "postgres", "mlflow", "serving-blue", "proxy"}
+SERVICES = CORE | {"serving-green", "prometheus"}
+ONE_SHOT = {"bundle-keys", "mlflow-users"}
+TARGETS = {
+    *("help", "demo", "test", "test-all", "check", "lint-deploy", "audit"),
+    *("up", "compose-up", "bench", "clean"),
+}
 VARIABLE = re.compile(r"\$\{(?P<name>[A-Z_]+)(?P<operator>:?[-?+])?(?P<rest>[^}]*)\}")
 
 
@@ -108,11 +113,36 @@ def test_services_are_there_with_health_restart_and_limits(services: dict[str, d
 
 def test_what_a_service_waits_for_can_happen(services: dict[str, dict[str, Any]]) -> None:
     for name, service in services.items():
-        for other, how in service.get("depends_on", {}).items():
-            expected = "service_completed_successfully" if other in ONE_SHOT else "service_healthy"
-            assert how["condition"] == expected, f"{name} → {other}"
+        waits = service.get("depends_on", {})
+        if isinstance(waits, dict):
+            for other, how in waits.items():
+                expected = "service_completed_successfully" if other in ONE_SHOT else "service_healthy"
+                assert how["condition"] == expected, f"{name} → {other}"
+        else:  # the proxy and Prometheus start before there is a champion, and are healthy without one
+            assert waits == ["serving-blue"]
     for name in SERVICES - {"postgres"}:
         assert services[name]["depends_on"], name
+
+
+def test_profiles_are_the_platform_its_watch_and_the_second_slot(services: dict[str, dict[str, Any]]) -> None:
+    found: dict[str, set[str]] = {}
+    for name, service in services.items():
+        (profile,) = service["profiles"]
+        found.setdefault(profile, set()).add(name)
+    assert found == {
+        "core": CORE | ONE_SHOT,
+        "monitoring": {"prometheus"},
+        "green": {"serving-green"},
+    }
+
+
+def test_the_slots_of_the_service_differ_in_their_image_only(services: dict[str, dict[str, Any]]) -> None:
+    blue, green = (dict(services[name]) for name in sorted(SLOTS))
+    for slot, service in (("BLUE", blue), ("GREEN", green)):
+        assert service.pop("image") == f"bike-serving:${{SERVING_{slot}:-{_project()['project']['version']}}}"
+        del service["profiles"]
+    assert blue == green
+    assert blue["scale"] == 2
 
 
 def test_health_checks_ask_the_port_that_the_service_opens(services: dict[str, dict[str, Any]]) -> None:
@@ -120,14 +150,14 @@ def test_health_checks_ask_the_port_that_the_service_opens(services: dict[str, d
     for name, port in ports.items():
         assert port in services[name]["command"], name
         assert port in " ".join(services[name]["healthcheck"]["test"]), name
-    assert (
-        ":" + services["serving"]["environment"]["BIKE_SERVING_PORT"]
-        in services["serving"]["healthcheck"]["test"][-1]
-    )
+    serving = services["serving-blue"]
+    assert f":{serving['environment']['BIKE_SERVING_PORT']}" in serving["healthcheck"]["test"][-1]
+    proxy = (ROOT / "deploy" / "proxy" / "Caddyfile").read_text(encoding="utf-8")
+    assert f"dynamic a serving-{{$SLOT:blue}} {serving['environment']['BIKE_SERVING_PORT']}" in proxy
     published = {
         name: service["ports"][0].split(":")[-1] for name, service in services.items() if "ports" in service
     }
-    assert published == {"dagster-webserver": "3000", "mlflow": "5000", "serving": "8000"}
+    assert published == {"dagster-webserver": "3000", "mlflow": "5000", "proxy": "8443", "prometheus": "9090"}
 
 
 def test_no_secret_has_a_default() -> None:
@@ -135,9 +165,13 @@ def test_no_secret_has_a_default() -> None:
     used = list(VARIABLE.finditer(text))
     secrets = [found for found in used if re.search(r"PASSWORD|SECRET|TOKEN", found["name"])]
     assert {found["name"] for found in secrets} == {
-        "POSTGRES_PASSWORD",
-        "DAGSTER_POSTGRES_PASSWORD",
-        "MLFLOW_POSTGRES_PASSWORD",
+        *("POSTGRES_PASSWORD", "DAGSTER_POSTGRES_PASSWORD", "MLFLOW_POSTGRES_PASSWORD"),
+        *(
+            "MLFLOW_ADMIN_PASSWORD",
+            "MLFLOW_PLATFORM_PASSWORD",
+            "MLFLOW_SERVING_PASSWORD",
+            "MLFLOW_SECRET_KEY",
+        ),
     }
     for found in secrets:
         assert found["operator"] == ":?", f"{found[0]} must be required"
@@ -153,6 +187,7 @@ def test_example_environment_and_compose_name_the_same_variables() -> None:
         if line and not line.startswith("#")
     )
     used = {found["name"]: found for found in VARIABLE.finditer(COMPOSE.read_text(encoding="utf-8"))}
+    assert example.pop("COMPOSE_PROFILES") == "core"
     assert set(example) == set(used)
     for name, value in example.items():
         if used[name]["operator"] == ":?":
@@ -174,8 +209,8 @@ def test_one_service_alone_mounts_the_warehouse(services: dict[str, dict[str, An
 def test_service_sees_bundles_and_public_key_read_only_and_no_private_key(
     services: dict[str, dict[str, Any]],
 ) -> None:
-    mounts = _mounts(services["serving"])
-    environment = services["serving"]["environment"]
+    mounts = _mounts(services["serving-blue"])
+    environment = services["serving-blue"]["environment"]
     assert mounts["bundles"] == (environment["BIKE_SERVING_BUNDLES_DIR"], True)
     assert mounts["public-key"] == (str(Path(environment["BIKE_SERVING_PUBLIC_KEY"]).parent), True)
     assert {name for name, service in services.items() if "keys" in _mounts(service)} == {
@@ -189,7 +224,7 @@ def test_volumes_are_declared_and_used(services: dict[str, dict[str, Any]]) -> N
     assert used == set(_yaml(COMPOSE)["volumes"])
     for service in services.values():
         for name in _mounts(service):
-            assert not name.startswith(".") or (ROOT / name).is_file(), name
+            assert not name.startswith(".") or (ROOT / name).exists(), name
 
 
 def test_telemetry_is_off_wherever_a_library_could_report(services: dict[str, dict[str, Any]]) -> None:
@@ -203,15 +238,37 @@ def test_telemetry_is_off_wherever_a_library_could_report(services: dict[str, di
         assert f"export {key} := {value}\n" in makefile
 
 
+def test_mlflow_asks_who_one_is_and_each_who_asks_it_is_a_user_of_its_own(
+    services: dict[str, dict[str, Any]],
+) -> None:
+    mlflow = services["mlflow"]
+    assert mlflow["command"][mlflow["command"].index("--app-name") + 1] == "basic-auth"
+    makes = services["mlflow-users"]["environment"]
+    for service, name, user, password in (
+        ("code-location", "platform", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
+        ("serving-blue", "serving", "BIKE_SERVING_MLFLOW_USERNAME", "BIKE_SERVING_MLFLOW_PASSWORD"),
+    ):
+        environment = services[service]["environment"]
+        assert environment[user] == name
+        assert environment[password] == makes[f"MLFLOW_{name.upper()}_PASSWORD"]
+
+
+def test_a_container_of_ours_writes_to_its_volumes_only(services: dict[str, dict[str, Any]]) -> None:
+    for name in services:
+        if name != "postgres":
+            assert services[name]["read_only"] is True, name
+
+
 def test_mlflow_refuses_foreign_hosts_and_runs_no_jobs(services: dict[str, dict[str, Any]]) -> None:
     mlflow = services["mlflow"]
     hosts = mlflow["command"][mlflow["command"].index("--allowed-hosts") + 1].split(",")
     assert "mlflow:5000" in hosts
     assert not [host for host in hosts if "*" in host]
     assert mlflow["environment"]["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
+    assert mlflow["environment"]["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
     for user, variable in (
         ("code-location", "BIKE_MLFLOW_TRACKING_URI"),
-        ("serving", "BIKE_SERVING_MLFLOW_URL"),
+        ("serving-blue", "BIKE_SERVING_MLFLOW_URL"),
     ):
         assert services[user]["environment"][variable].removeprefix("http://") in hosts
 
@@ -222,8 +279,10 @@ def test_mlflow_refuses_foreign_hosts_and_runs_no_jobs(services: dict[str, dict[
 def test_every_image_is_pinned(services: dict[str, dict[str, Any]]) -> None:
     version = _project()["project"]["version"]
     for name, service in services.items():
+        if name in SLOTS:
+            continue  # test_the_slots_of_the_service_differ_in_their_image_only
         tag = service["image"].partition(":")[2]
-        assert re.match(r"\d+\.\d+", tag), f"{name}: {service['image']}"
+        assert re.match(r"v?\d+\.\d+", tag), f"{name}: {service['image']}"
         if "build" in service:
             assert tag == version, f"{name}: the image of our own code carries the project's version"
     for dockerfile in DOCKERFILES:

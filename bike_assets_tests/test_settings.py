@@ -2,20 +2,18 @@
 
 import os
 import re
+from dataclasses import fields, is_dataclass
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from bike_assets.core.errors import PermanentError
 from bike_assets.settings import REPOSITORY, Settings, load_settings
 from bike_serving.settings import Settings as ServingSettings
-
-NOT_SETTINGS: dict[str, str] = {
-    # Variables of deployment files that are no setting of the platform, with who reads them.
-    "BIKE_GIT_COMMIT": "bike_assets.assets.provenance",
-}
 
 
 @pytest.fixture(autouse=True)
@@ -176,14 +174,53 @@ def test_what_a_person_has_set_for_a_library_stands(monkeypatch: pytest.MonkeyPa
     assert os.environ["GX_ANALYTICS_ENABLED"] == "true"
 
 
-def test_the_example_file_names_settings_that_exist() -> None:
-    lines = (REPOSITORY / ".env.example").read_text(encoding="utf-8").splitlines()
-    named = {line.split("=", 1)[0] for line in lines if line.startswith("BIKE_")}
-    known = {f"BIKE_{field.upper()}" for field in Settings.model_fields} | NOT_SETTINGS.keys()
-    known |= {f"BIKE_SERVING_{field.upper()}" for field in ServingSettings.model_fields}
+def settings_with_defaults() -> dict[str, str]:
+    """Every setting by its variable, with its default as a `.env` file writes it."""
+    found: dict[str, Any] = {}
+    for name, field in Settings.model_fields.items():
+        if is_dataclass(field.default):
+            bounds = {
+                f"{name}_{bound.name}": getattr(field.default, bound.name) for bound in fields(field.default)
+            }
+        else:
+            bounds = {name: field.default}
+        found |= {f"BIKE_{key.upper()}": value for key, value in bounds.items()}
+    return {name: _written(value) for name, value in found.items()}
 
-    assert named, "the example names no setting at all"
-    assert named <= known
+
+def _written(value: Any) -> str:
+    if value in ((), None):
+        return ""
+    if isinstance(value, Path) and value.is_absolute():
+        return str(value.relative_to(REPOSITORY))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def test_the_example_file_has_every_setting_with_its_default() -> None:
+    lines = (REPOSITORY / ".env.example").read_text(encoding="utf-8").splitlines()
+    shown = dict(line[2:].split("=", 1) for line in lines if re.match(r"# BIKE_\w+=", line))
+    assert shown == settings_with_defaults()
+
+    set_for_the_service = {line.split("=", 1)[0] for line in lines if line.startswith("BIKE_")}
+    assert set_for_the_service <= {f"BIKE_SERVING_{field.upper()}" for field in ServingSettings.model_fields}
+
+
+def test_compose_hands_on_every_setting_that_it_does_not_make_itself() -> None:
+    compose = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text(encoding="utf-8"))
+    given = compose["services"]["code-location"]["environment"]
+    handed_on = {name for name, value in given.items() if value is None}
+    made = {name for name, value in given.items() if value is not None and name.startswith("BIKE_")}
+
+    # Where the project is stands in the image.
+    assert handed_on | made | {"BIKE_DBT_PROJECT_DIR"} == settings_with_defaults().keys()
+    assert not handed_on & made
+    said = (
+        (REPOSITORY / ".env.example")
+        .read_text(encoding="utf-8")
+        .partition("compose sets ")[2]
+        .split("itself")[0]
+    )
+    assert set(re.findall(r"BIKE_\w+", said)) == made | {"BIKE_DBT_PROJECT_DIR"}
 
 
 def test_dbt_has_the_bounds_of_the_settings_where_it_is_started_alone() -> None:
