@@ -4,10 +4,13 @@ Belongs here: names, settings, secrets, who reaches whom, and that the pods of r
 not belong here: API schemas and hardening, which `make lint-deploy` holds.
 """
 
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -32,6 +35,8 @@ OTHERS = (
     "HOME",
 )
 """Variables of Dagster, MLflow and PostgreSQL, or of no one in particular."""
+
+SLOTS = ("blue", "green")
 
 Manifest = Mapping[str, Any]
 
@@ -176,7 +181,7 @@ def test_secrets_are_referred_to_and_the_page_says_which_must_exist(manifests: t
 def test_the_service_sees_no_private_key_and_nothing_of_the_platforms_volume(
     manifests: tuple[Manifest, ...],
 ) -> None:
-    pod = pods(manifests)["serving"]
+    pod = pods(manifests)["serving-blue"]
     keys = by_name(pod["spec"]["volumes"])["public-key"]["secret"]
     assert [item["key"] for item in keys["items"]] == ["bundle.pub"]
     assert "persistentVolumeClaim" not in str(pod["spec"]["volumes"])
@@ -192,12 +197,119 @@ def test_only_who_starts_runs_may_ask_the_api_server(manifests: tuple[Manifest, 
     )
 
 
-def test_replicas_are_what_the_autoscaler_and_the_budget_keep(manifests: tuple[Manifest, ...]) -> None:
-    replicas = of_kind(manifests, "Deployment")["serving"]["spec"]["replicas"]
-    assert of_kind(manifests, "HorizontalPodAutoscaler")["serving"]["spec"]["minReplicas"] == replicas == 3
-    assert of_kind(manifests, "PodDisruptionBudget")["serving"]["spec"]["minAvailable"] < replicas
-    limits = container(pods(manifests)["serving"])["resources"]["limits"]
+@pytest.mark.parametrize("slot", SLOTS)
+def test_replicas_are_what_the_autoscaler_and_the_budget_keep(
+    manifests: tuple[Manifest, ...], slot: str
+) -> None:
+    name = f"serving-{slot}"
+    deployment = of_kind(manifests, "Deployment")[name]["spec"]
+    # Applying the manifests again must not undo what the autoscaler did.
+    assert "replicas" not in deployment
+    scaler = of_kind(manifests, "HorizontalPodAutoscaler")[name]["spec"]
+    assert scaler["minReplicas"] == 3
+    assert scaler["scaleTargetRef"]["name"] == name
+    budget = of_kind(manifests, "PodDisruptionBudget")[name]["spec"]
+    assert budget["minAvailable"] < 3
+    assert budget["selector"]["matchLabels"] == deployment["selector"]["matchLabels"]
+    limits = container(pods(manifests)[name])["resources"]["limits"]
     assert limits == {"cpu": "1", "memory": "2Gi"}
+
+
+# --- two slots of the REST service -----
+
+
+def test_the_slots_differ_in_name_and_image_only_and_one_of_them_serves(
+    manifests: tuple[Manifest, ...],
+) -> None:
+    slots = of_kind(manifests, "ConfigMap")["slots"]["data"]
+    blue, green = (
+        yaml.safe_load(
+            yaml.safe_dump(of_kind(manifests, "Deployment")[f"serving-{slot}"])
+            .replace(slots[slot], "the image")
+            .replace(slot, "the slot")
+        )
+        for slot in SLOTS
+    )
+    assert blue == green
+    selector = of_kind(manifests, "Service")["serving"]["spec"]["selector"]
+    chosen = [slot for slot in SLOTS if matches({"matchLabels": selector}, labels_of(manifests, slot))]
+    assert chosen == [slots["slot"]]
+
+
+def labels_of(manifests: tuple[Manifest, ...], slot: str) -> dict[str, str]:
+    found: dict[str, str] = pods(manifests)[f"serving-{slot}"]["metadata"]["labels"]
+    return found
+
+
+class Cluster:
+    """A copy of the manifests, and a `kubectl` that keeps what is applied and orders nobody."""
+
+    def __init__(self, folder: Path) -> None:
+        rendered("staging")  # skips where there is no kubectl
+        self._folder, self._log = folder, folder / "log"
+        shutil.copytree(KUBERNETES, folder / "kubernetes")
+        fake = folder / "kubectl"
+        script = REPOSITORY / "bike_assets_tests" / "fakes" / "kubectl.py"
+        fake.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{script}" "$@"\n', encoding="utf-8")
+        fake.chmod(0o755)
+
+    def blue_green(self, *arguments: str, never_ready: str = "") -> tuple[int, str, list[str]]:
+        """Its exit code, what it said, and what it ordered."""
+        done = subprocess.run(
+            [str(self._folder / "kubernetes" / "blue-green"), "staging", *arguments],
+            env={
+                **os.environ,
+                "PATH": f"{self._folder}:{os.environ['PATH']}",
+                "REAL_KUBECTL": str(shutil.which("kubectl")),
+                "FAKE_KUBECTL_STATE": str(self._folder),
+                "NEVER_READY": never_ready,
+            },
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        ordered = self._log.read_text(encoding="utf-8").splitlines() if self._log.exists() else []
+        self._log.unlink(missing_ok=True)
+        return done.returncode, done.stdout + done.stderr, ordered
+
+    def from_another_clone(self) -> None:
+        """The next command comes from a clone that has not heard of the last ones."""
+        release = Path("components", "release", "slots.env")
+        shutil.copy(KUBERNETES / release, self._folder / "kubernetes" / release)
+
+
+def test_a_release_takes_over_once_it_is_ready_and_gives_back(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
+    old, new = "ghcr.io/bike-assets/bike-serving:0.1.0", "ghcr.io/bike-assets/bike-serving@sha256:1"
+
+    assert cluster.blue_green("apply")[2] == [f"apply blue blue={old} green={old}"]
+    assert cluster.blue_green("end")[2] == ["scale serving-green 0"]
+
+    code, said, ordered = cluster.blue_green("deploy", new)
+    assert code == 0, said
+    assert ordered == [
+        f"apply blue blue={old} green={new}",
+        "scale serving-green 3",
+        "ready serving-green",
+        f"apply green blue={old} green={new}",
+    ]
+
+    cluster.from_another_clone()
+    assert cluster.blue_green("apply")[2] == [f"apply green blue={old} green={new}"]
+    assert cluster.blue_green("switch")[2] == ["ready serving-blue", f"apply blue blue={old} green={new}"]
+
+
+def test_a_release_that_does_not_become_ready_is_never_asked(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
+    cluster.blue_green("apply")
+
+    code, said, ordered = cluster.blue_green("deploy", "bad:1", never_ready="serving-green")
+    assert code == 1
+    assert "serving-blue serves on" in said
+    assert [each.split()[1] for each in ordered if each.startswith("apply")] == ["blue"]
+
+    cluster.blue_green("end")
+    code, said, ordered = cluster.blue_green("switch")
+    assert (code, ordered) == (1, [])
+    assert "serving-green does not run" in said
 
 
 # --- who reaches whom -----
@@ -235,9 +347,8 @@ def reaches(manifests: tuple[Manifest, ...], source: str, target: str, port: int
     ("sources", "target", "port"),
     [
         ({"dagster-daemon", "dagster-webserver"}, "code-location", 4000),
-        ({"serving"}, "dagster-webserver", 3000),
-        ({"code-location", "run", "serving", "mlflow-users"}, "mlflow", 5000),
-        ({"code-location", "run"}, "serving", 8000),
+        ({"serving-blue", "serving-green"}, "dagster-webserver", 3000),
+        ({"code-location", "run", "serving-blue", "serving-green", "mlflow-users"}, "mlflow", 5000),
         ({"code-location", "run", "mlflow", "dagster-daemon", "dagster-webserver"}, "postgres", 5432),
     ],
 )
@@ -249,6 +360,13 @@ def test_who_must_reach_a_service_does_and_nobody_else(
     assert matches({"matchLabels": service["selector"]}, pods(manifests)[target]["metadata"]["labels"])
 
     assert {source for source in pods(manifests) if reaches(manifests, source, target, port)} == sources
+
+
+def test_whichever_slot_serves_the_platform_reaches_it(manifests: tuple[Manifest, ...]) -> None:
+    for slot in SLOTS:
+        target = f"serving-{slot}"
+        who = {source for source in pods(manifests) if reaches(manifests, source, target, 8000)}
+        assert who == {"code-location", "run"}
 
 
 def test_nothing_is_allowed_that_no_policy_names(manifests: tuple[Manifest, ...]) -> None:
