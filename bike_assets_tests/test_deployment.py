@@ -389,7 +389,7 @@ def test_instance_is_accepted_by_dagster_and_has_one_warehouse_writer(
 
 
 def test_dagster_in_compose_keeps_its_state_in_postgresql(services: dict[str, dict[str, Any]]) -> None:
-    database = _yaml(ROOT / "deploy" / "dagster.yaml")["storage"]["postgres"]["postgres_db"]
+    database = _yaml(ROOT / "deploy" / "dagster.yaml")["storage"]["custom"]["config"]["postgres_db"]
     wanted = {entry["env"] for entry in database.values() if isinstance(entry, dict)}
     assert "DAGSTER_POSTGRES_PASSWORD" in wanted
     for name in ("code-location", "dagster-webserver", "dagster-daemon"):
