@@ -1,7 +1,7 @@
 # The platform: code location, web server, daemon and MLflow server are one image with different commands, so that
 # their libraries cannot differ. Build from the repository's root: docker build -f deploy/platform.Dockerfile .
 
-FROM python:3.12-slim-bookworm AS build
+FROM python:3.12-slim-bookworm AS dependencies
 
 ENV UV_COMPILE_BYTECODE=1 \
     UV_LINK_MODE=copy \
@@ -13,19 +13,24 @@ ENV UV_COMPILE_BYTECODE=1 \
 RUN python -m pip install --no-cache-dir --disable-pip-version-check "uv==0.13.8"
 
 WORKDIR /src
-# Dependencies first: they change less often than the code.
 COPY pyproject.toml uv.lock ./
 COPY serving/pyproject.toml serving/pyproject.toml
 RUN uv sync --locked --no-dev --extra platform --no-install-workspace
+
+
+FROM dependencies AS build
+
+ENV PATH=/opt/bike/venv/bin:$PATH \
+    PYTHONPATH=/opt/bike/own
 COPY README.md LICENSE ./
 COPY bike_assets bike_assets
-RUN uv sync --locked --no-dev --extra platform --no-editable
+RUN uv pip install --python /opt/bike/venv --no-deps --target /opt/bike/own .
 
 COPY dbt_project /opt/bike/dbt_project
 # The manifest is made here, not by every process that starts.
 WORKDIR /opt/bike/dbt_project
 RUN rm -rf target logs \
-    && BIKE_WAREHOUSE=/tmp/parse.duckdb /opt/bike/venv/bin/dbt parse --project-dir . --profiles-dir . \
+    && BIKE_WAREHOUSE=/tmp/parse.duckdb dbt parse --project-dir . --profiles-dir . \
     && test -s target/manifest.json \
     && rm -rf logs
 
@@ -37,12 +42,16 @@ RUN groupadd --system --gid 10001 bike \
     && install -d -o bike -g bike /data /data/bundles /data/keys /data/exports /public-key /mlartifacts \
         /var/lib/dagster /var/lib/dagster/compute_logs
 
-COPY --from=build --chown=bike:bike /opt/bike /opt/bike
+# What changes least comes first: a release is a few megabytes above the dependencies of the last one.
+COPY --from=dependencies --chown=bike:bike /opt/bike/venv /opt/bike/venv
+COPY --from=build --chown=bike:bike /opt/bike/own /opt/bike/own
+COPY --from=build --chown=bike:bike /opt/bike/dbt_project /opt/bike/dbt_project
 COPY --chown=bike:bike deploy/dagster.yaml deploy/workspace.yaml /opt/bike/dagster/
 COPY --chown=bike:bike deploy/mlflow /opt/bike/mlflow
 COPY deploy/with-secrets /usr/local/bin/with-secrets
 
-ENV PATH=/opt/bike/venv/bin:$PATH \
+ENV PATH=/opt/bike/own/bin:/opt/bike/venv/bin:$PATH \
+    PYTHONPATH=/opt/bike/own \
     PYTHONUNBUFFERED=1 \
     DAGSTER_HOME=/opt/bike/dagster \
     BIKE_DBT_PROJECT_DIR=/opt/bike/dbt_project \
