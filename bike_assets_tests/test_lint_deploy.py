@@ -60,11 +60,9 @@ def edit(path: str, old: str, new: str) -> Callable[[Path], None]:
 FAULTS: dict[str, Callable[[Path], None]] = {
     "actionlint": edit(".github/workflows/test.yml", "${{ matrix.python }}", "${{ matrix.pyhton }}"),
     "zizmor": edit(".github/workflows/check.yml", "@de0fac2e4500dabe0009e67214ff5f5447ce83dd", "@v6"),
-    "hadolint": edit(
-        "deploy/platform.Dockerfile", "FROM python:3.12-slim-bookworm\n", "FROM python:latest\n"
-    ),
+    "hadolint": edit("serving/Dockerfile", "USER 10001:10001", "USER root"),
     "kubernetes-validate": edit(
-        "deploy/kubernetes/base/serving.yaml", "maxUnavailable: 0", "maxUnavailabel: 0"
+        "deploy/kubernetes/base/serving/slot/serving.yaml", "maxUnavailable: 0", "maxUnavailabel: 0"
     ),
     "checkov": edit(
         "deploy/kubernetes/base/hardening.yaml",
