@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.soak, pytest.mark.integration, pytes
 
 URL = "https://localhost:8443"
 PLATFORM = ("postgres", "mlflow", "code-location", "dagster-webserver", "dagster-daemon")
-CORE = (*PLATFORM, "serving-blue", "proxy")
+ALL = (*PLATFORM, "serving-blue", "proxy", "prometheus")
 HEALTHY_SECONDS = 300.0
 
 
@@ -155,8 +155,10 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(REPOSITORY / name, folder / name)
     subprocess.run([str(folder / "deploy" / "make-env")], check=True, capture_output=True, timeout=30)
-    with (folder / ".env").open("a", encoding="utf-8") as file:
-        file.writelines(f"{name}={value}\n" for name, value in SMALL_CITY.items())
+    settings = folder / ".env"
+    profiles = settings.read_text(encoding="utf-8").replace("PROFILES=core\n", "PROFILES=core,monitoring\n")
+    city = "".join(f"{name}={value}\n" for name, value in SMALL_CITY.items())
+    settings.write_text(profiles + city, encoding="utf-8")
     started = Stack(folder, command)
     try:
         up = subprocess.run(
@@ -166,11 +168,10 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         assert up.returncode == 0, up.stderr[-4000:]
         started.wait_healthy((*PLATFORM, "proxy"))
         one_json(started.compose("exec", "-T", "code-location", "bike-assets", "demo", "--json"))
-        started.wait_healthy(CORE)
+        started.wait_healthy(ALL)
         yield started
     finally:
-        started.compose("logs", "--no-color", check=False)
-        started.compose("down", "--volumes", "--timeout", "5", check=False)
+        started.compose("--profile", "green", "down", "--volumes", "--timeout", "5", check=False)
 
 
 def compose_command() -> list[str]:
@@ -211,7 +212,7 @@ def test_no_container_is_root_or_may_write_outside_its_volumes(stack: Stack) -> 
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="kills processes of containers, which only root may")
-@pytest.mark.parametrize("service", CORE)
+@pytest.mark.parametrize("service", ALL)
 def test_a_container_that_is_killed_comes_back_and_people_notice_nothing(stack: Stack, service: str) -> None:
     path = first_forecast(stack)
     before = stack.ask(path)
@@ -225,7 +226,7 @@ def test_a_container_that_is_killed_comes_back_and_people_notice_nothing(stack: 
         while state_of(container)["RestartCount"] == restarts:
             assert time.monotonic() < deadline, f"{service} was not started again"
             time.sleep(0.2)
-        stack.wait_healthy(CORE)
+        stack.wait_healthy(ALL)
         time.sleep(2)
 
     assert asked.asked > 50
@@ -277,11 +278,10 @@ def test_a_release_beside_the_other_takes_over_and_gives_back_without_a_failed_r
 
 
 def test_prometheus_asks_both_containers_and_its_rules_are_quiet(stack: Stack) -> None:
-    profiles = {**os.environ, "COMPOSE_PROFILES": "core,monitoring"}
-    subprocess.run(
-        [*stack.command, "up", "-d", "--no-build", "--no-deps", "prometheus"],
-        cwd=stack.folder, env=profiles, capture_output=True, timeout=300, check=True,
-    )  # fmt: skip
+    checked = stack.compose(
+        "exec", "-T", "prometheus", "promtool", "check", "config", "/etc/prometheus/prometheus.yml"
+    )
+    assert "rules found" in checked
 
     def asked(question: str) -> list[dict[str, Any]]:
         with urllib.request.urlopen(f"http://localhost:9090/api/v1/{question}", timeout=10) as answer:
@@ -296,12 +296,12 @@ def test_prometheus_asks_both_containers_and_its_rules_are_quiet(stack: Stack) -
         time.sleep(2)
         with contextlib.suppress(OSError):
             found = asked("query?query=bike_serving_model_loaded%3D%3D1")
-    assert asked("alerts") == []
+    assert [alert for alert in asked("alerts") if alert["state"] == "firing"] == []
 
 
 def test_what_postgresql_keeps_is_saved_and_comes_back(stack: Stack) -> None:
     """The commands of docs/production.md, with a loss between them."""
-    versions = stack.ask("/v1/model_summary")
+    versions = summary(stack)
     page = (REPOSITORY / "docs" / "production.md").read_text(encoding="utf-8")
     backup, restore = page.partition("### Backup and restore")[2].split("```sh\n")[1:3]
 
@@ -320,5 +320,16 @@ def test_what_postgresql_keeps_is_saved_and_comes_back(stack: Stack) -> None:
     with pytest.raises(OSError, match="50"):
         stack.ask("/v1/model_summary")
     run(restore)
-    stack.wait_healthy(CORE)
-    assert stack.ask("/v1/model_summary") == versions
+    stack.wait_healthy(ALL)
+    assert summary(stack) == versions
+
+
+def summary(stack: Stack) -> Any:
+    """What the service tells of models, which it asks MLflow for and gives up on after seconds: asked until it does."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            return stack.ask("/v1/model_summary")
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(1)
