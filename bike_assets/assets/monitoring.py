@@ -37,7 +37,7 @@ from bike_assets.core.drift import (
 )
 from bike_assets.core.health import UNHEALTHY, without
 from bike_assets.core.metrics import join_truth
-from bike_assets.core.network import HISTORY_DAYS, SCANNED_DAYS, Shift, believable_days, network
+from bike_assets.core.network import GROWING_DAYS, HISTORY_DAYS, Shift, believable_days, network
 from bike_assets.core.profile import PROFILE_COLUMNS, daily_profile
 from bike_assets.core.retraining import RetrainingDecision, RetrainingPolicy, decide_retraining, expected_gain
 from bike_assets.core.skill import MIN_DAYS, SkillChange, skill_change
@@ -399,7 +399,7 @@ def health_until(warehouse: Warehouse, last: date) -> pl.DataFrame:
     Raises:
         Failure: there is none.
     """
-    health = warehouse.read(COUNTER_HEALTH, last - timedelta(days=HISTORY_DAYS + SCANNED_DAYS), last)
+    health = warehouse.read(COUNTER_HEALTH, last - timedelta(days=HISTORY_DAYS + GROWING_DAYS["trend"]), last)
     if health.is_empty():
         raise dg.Failure(
             f"counter health up to {last} is not known; materialise counter_health of these days first",

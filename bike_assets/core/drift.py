@@ -20,7 +20,7 @@ import polars as pl
 
 from bike_assets.core.errors import ContractError, PermanentError
 from bike_assets.core.health import UNHEALTHY, State
-from bike_assets.core.network import Network, Shift, slow_shift, sudden_shifts
+from bike_assets.core.network import Network, Shift, growing_shifts, sudden_shifts
 from bike_assets.core.skill import SkillChange
 
 YEAR_DAYS = 364
@@ -78,17 +78,18 @@ class DriftPolicy:
     """What counts as drift. Measured by `benchmarks/drift_alarms.py`.
 
     A column drifts from the distance `column_distance` on. The network has shifted where its level is off by the share
-    `network_change` and by `sudden_z` standard deviations (a step in the last two weeks), or `slow_z` (eight weeks
-    that moved away from the time before them). A counter drifts where its seven days, its own profile and the city
-    taken off, fell by `counter_fall` or rose by `counter_rise`, at a false discovery rate of `counter_false_rate` over
-    all counters, in two of three windows. The champion has lost skill where it fell by `skill_drop` since its held-out
-    days at the level `skill_p`.
+    `network_change` and by `sudden_z` standard deviations (a step in the last two weeks), `slow_z` (eight weeks that
+    moved away from the time before them) or `trend_z` (sixteen). A counter drifts where its seven days, its own profile
+    and the city taken off, fell by `counter_fall` or rose by `counter_rise`, at a false discovery rate of
+    `counter_false_rate` over all counters, in two of three windows. The champion has lost skill where it fell by
+    `skill_drop` since its held-out days at the level `skill_p`.
     """
 
     column_distance: float = DRIFT_THRESHOLD
     network_change: float = 0.18
     sudden_z: float = 4.4
     slow_z: float = 3.5
+    trend_z: float = 3.25
     counter_fall: float = 0.20
     counter_rise: float = 0.30
     counter_false_rate: float = 0.05
@@ -102,9 +103,10 @@ class DriftPolicy:
         }
         if odd := [f"{name} {value}" for name, value in shares.items() if not 0 < value < 1]:
             raise PermanentError(f"drift policy: {', '.join(odd)} must lie between 0 and 1")
-        if min(self.column_distance, self.sudden_z, self.slow_z, self.counter_rise) <= 0:
+        bounds = (self.column_distance, self.sudden_z, self.slow_z, self.trend_z, self.counter_rise)
+        if min(bounds) <= 0:
             raise PermanentError(
-                "drift policy: column_distance, sudden_z, slow_z and counter_rise must be above 0"
+                "drift policy: column_distance, sudden_z, slow_z, trend_z and counter_rise must be above 0"
             )
 
 
@@ -300,12 +302,11 @@ def counter_drift(health: pl.DataFrame, last: date, policy: DriftPolicy) -> pl.D
 
 def network_drift(history: Network, last: date, policy: DriftPolicy) -> Shift | None:
     """The shift of the network's level that is beyond the policy, the strongest; None where there is none."""
-    slow = slow_shift(history, last)
-    limits = {"sudden": policy.sudden_z, "slow": policy.slow_z}
+    limits = {"sudden": policy.sudden_z, "slow": policy.slow_z, "trend": policy.trend_z}
     least = -log(1 - policy.network_change)
     shifts = [
         shift
-        for shift in [*sudden_shifts(history, last), *([slow] if slow else [])]
+        for shift in [*sudden_shifts(history, last), *growing_shifts(history, last)]
         if abs(shift.z) >= limits[shift.kind] and abs(log(shift.change)) >= least
     ]
     return max(shifts, key=lambda shift: abs(shift.z) / limits[shift.kind], default=None)

@@ -45,7 +45,11 @@ SHORTEST_SHIFT: Final = 3
 _DAYS_BEFORE: Final = 7
 
 SLOW_DAYS: Final = 28
-"""Days of a slow shift, and days before them that are not learned from."""
+"""Last days of a shift that grows, which say how far it has come."""
+
+GROWING_DAYS: Final[dict[Literal["slow", "trend"], int]] = {"slow": 56, "trend": 112}
+"""Days over which a shift has grown that is slow or a trend; nothing is learned from them. Half a percent a day drowns
+in a city's own two months and has added up in four."""
 
 _MIN_COUNTERS: Final = 3
 _MIN_KNOWN_HOURS: Final = 20
@@ -111,10 +115,11 @@ class Shift:
     """How far the level was from what was expected, over the days from `first` to `last`.
 
     `change` is the ratio to what was expected (0.6: two fifths fewer), `z` its logarithm in standard deviations of
-    what chance and ignorance explain. `kind` is `sudden` (a step on the first day) or `slow` (weeks that moved away).
+    what chance and ignorance explain. `kind` is `sudden` (a step on the first day), `slow` (two months that moved away)
+    or `trend` (four).
     """
 
-    kind: Literal["sudden", "slow"]
+    kind: Literal["sudden", "slow", "trend"]
     first: date
     last: date
     change: float
@@ -203,28 +208,28 @@ def sudden_shifts(history: Network, last: date) -> list[Shift]:
     return shifts
 
 
-def slow_shift(history: Network, last: date) -> Shift | None:
-    """How far the last four weeks are from what the time up to eight weeks before `last` leads to expect.
+def growing_shifts(history: Network, last: date) -> list[Shift]:
+    """How far the last four weeks are from what the time up to eight, and up to sixteen, weeks before leads to expect.
 
-    A shift that grows is looked for, evenly over the eight weeks: what moves a city slowly does not stop.
-
-    None where there is too little history or hardly anything was counted.
+    A shift that grows is looked for, evenly over the weeks: what moves a city slowly does not stop.
 
     Args:
         history: the network up to `last` at least.
         last: last day of the four weeks.
+
+    Returns:
+        One for each of `GROWING_DAYS` that has enough history before it, and days on which something was counted.
     """
     after = history.days.index(last) + 1
-    first = after - SLOW_DAYS
-    start = first - SLOW_DAYS
-    seen = _Seen.of(history, start, after, learned_before=start)
-    if seen is None:
-        return None
-    late = seen.places >= SLOW_DAYS
-    if late.sum() < SLOW_DAYS // 2:
-        return None
-    _, z = seen.shift((seen.places + 1.0) / (2 * SLOW_DAYS))
-    return Shift("slow", history.days[first], last, float(np.exp(seen.gap[late].mean())), z)
+    shifts = []
+    for kind, days in GROWING_DAYS.items():
+        seen = _Seen.of(history, after - days, after, learned_before=after - days)
+        if seen is None or (late := seen.places >= days - SLOW_DAYS).sum() < SLOW_DAYS // 2:
+            continue
+        _, z = seen.shift((seen.places + 1.0) / days)
+        change = float(np.exp(seen.gap[late].mean()))
+        shifts.append(Shift(kind, history.days[after - SLOW_DAYS], last, change, z))
+    return shifts
 
 
 def expected_level(history: Network, first: date, last: date) -> Floats:

@@ -8,7 +8,7 @@ import pytest
 
 from bike_assets.core.calendar import days_between
 from bike_assets.core.drift import DriftPolicy, network_drift
-from bike_assets.core.network import Network, network, network_level, slow_shift, sudden_shifts
+from bike_assets.core.network import Network, growing_shifts, network, network_level, sudden_shifts
 
 FIRST, LAST = date(2023, 1, 1), date(2024, 5, 19)
 DAYS = days_between(FIRST, LAST)
@@ -98,7 +98,7 @@ def test_nothing_is_expected_without_history() -> None:
     short = DAYS[-60:]
     known = network(city(1), short)
     assert sudden_shifts(known, LAST) == []
-    assert slow_shift(known, LAST) is None
+    assert growing_shifts(known, LAST) == []
     assert (
         network_drift(Network(tuple(DAYS), np.full(len(DAYS), np.nan), known.inputs[:1]), LAST, DriftPolicy())
         is None
@@ -107,10 +107,22 @@ def test_nothing_is_expected_without_history() -> None:
 
 def test_a_level_that_has_moved_away_for_weeks_is_slow() -> None:
     factor = {day: 1 + 0.006 * max(0, (day - LAST + timedelta(days=90)).days) for day in DAYS}
-    shift = slow_shift(network(city(4, factor), DAYS), LAST)
-    assert shift is not None
-    assert shift.change > 1.2
-    assert shift.z > DriftPolicy().slow_z
+    shifts = growing_shifts(network(city(4, factor), DAYS), LAST)
+    assert len(shifts) == 2
+    assert all(shift.change > 1.2 and shift.z > DriftPolicy().slow_z for shift in shifts)
+
+
+def test_with_history_for_eight_weeks_alone_these_are_looked_at() -> None:
+    assert len(growing_shifts(network(city(4), DAYS[-150:]), LAST)) == 1
+
+
+@pytest.mark.parametrize("direction", [1, -1])
+def test_a_trend_that_hides_in_eight_weeks_shows_in_sixteen(direction: int) -> None:
+    factor = {day: (1 + 0.004 * direction) ** max(0, (day - LAST).days + 110) for day in DAYS}
+    shorter, longer = growing_shifts(network(city(5, factor), DAYS), LAST)
+    assert (shorter.kind, longer.kind) == ("slow", "trend")
+    assert abs(longer.z) > max(abs(shorter.z), DriftPolicy().trend_z)
+    assert longer.z * direction > 0
 
 
 @pytest.mark.parametrize("later", [1, 10])
