@@ -56,7 +56,8 @@ def deployed_instance(settings: Settings) -> Path | None:
 
 
 def prepare(settings: Settings) -> None:
-    """Make the home and what every process started in it needs: Dagster's configuration and DAGSTER_HOME.
+    """Make the home and what every process started in it needs: Dagster's configuration, DAGSTER_HOME and that the
+    events of a range of partitions are stored together (`bike_assets.event_log`).
 
     Of a deployment only the home is made: its instance is what DAGSTER_HOME says already.
 
@@ -74,6 +75,7 @@ def prepare(settings: Settings) -> None:
             text.replace("@DAGSTER_HOME@", str(settings.dagster_home)), encoding="utf-8"
         )
     os.environ["DAGSTER_HOME"] = str(settings.dagster_home)
+    os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", "1000")
 
 
 @contextmanager

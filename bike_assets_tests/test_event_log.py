@@ -11,7 +11,9 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.events.log import EventLogEntry
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
+from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 
 from bike_assets.event_log import PooledSqliteEventLogStorage
 from bike_assets.home import open_instance
@@ -23,8 +25,9 @@ KEY = dg.AssetKey("counted")
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     # Opening a home sets these for its child processes; set first, so that monkeypatch restores them.
-    for name in ("DAGSTER_HOME", "BIKE_HOME", "BIKE_WAREHOUSE"):
+    for name in ("DAGSTER_HOME", "BIKE_HOME", "BIKE_WAREHOUSE", "DAGSTER_EVENT_BATCH_SIZE"):
         monkeypatch.setenv(name, "")
+    monkeypatch.delenv("DAGSTER_EVENT_BATCH_SIZE")
 
 
 @pytest.fixture
@@ -115,6 +118,58 @@ def test_it_reads_what_dagsters_own_class_wrote(tmp_path: Path) -> None:
     ours = PooledSqliteEventLogStorage(str(base))
     assert ours.get_logs_for_run(run_id) == expected
     ours.dispose()
+
+
+@pytest.mark.filterwarnings("ignore:Parameter `backfill_policy`")
+def test_events_of_a_range_are_stored_together_and_say_what_they_say_one_by_one(
+    instance: dg.DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @dg.asset(
+        partitions_def=dg.DailyPartitionsDefinition(start_date="2024-01-01", end_date="2024-02-01"),
+        backfill_policy=dg.BackfillPolicy.single_run(),
+    )
+    def daily() -> dg.MaterializeResult:
+        return dg.MaterializeResult(metadata={"rows": 5})
+
+    batches: list[list[EventLogEntry]] = []
+    together = instance.event_log_storage
+    store = together.store_event_batch
+    monkeypatch.setattr(
+        together, "store_event_batch", lambda events: (batches.append(list(events)), store(events))
+    )
+    run_id = (
+        dg.Definitions(assets=[daily])
+        .resolve_implicit_global_asset_job_def()
+        .execute_in_process(
+            instance=instance,
+            tags={
+                ASSET_PARTITION_RANGE_START_TAG: "2024-01-03",
+                ASSET_PARTITION_RANGE_END_TAG: "2024-01-07",
+            },
+        )
+        .run_id
+    )
+    one_by_one = SqliteEventLogStorage(str(tmp_path / "one_by_one"))
+    for event in together.get_logs_for_run(run_id):
+        one_by_one.store_event(event)
+
+    planned, made = batches
+    assert (len(planned), len(made)) == (5, 5)
+    assert together.get_logs_for_run(run_id) == one_by_one.get_logs_for_run(run_id)
+    for kind in (
+        dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED,
+        dg.DagsterEventType.ASSET_MATERIALIZATION,
+    ):
+        wanted = dg.EventRecordsFilter(kind, asset_key=daily.key)
+        assert together.get_event_records(wanted) == one_by_one.get_event_records(wanted)
+    assert together.get_asset_records() == one_by_one.get_asset_records()
+    found = together.get_latest_tags_by_partition(
+        daily.key, dg.DagsterEventType.ASSET_MATERIALIZATION, ["dagster/data_version"]
+    )
+    assert len(found) == 5
+    assert found == one_by_one.get_latest_tags_by_partition(
+        daily.key, dg.DagsterEventType.ASSET_MATERIALIZATION, ["dagster/data_version"]
+    )
 
 
 def test_a_failed_write_leaves_nothing_behind(instance: dg.DagsterInstance) -> None:
