@@ -16,6 +16,7 @@ scikit-learn nor anything else that only training needs.
 
 import tempfile
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -112,46 +113,47 @@ class CatBoostFamily:
             row_weights(rows, config),
             np.log(expected(rows) / level),
         )
+
+        def pool(part: NDArray[np.bool_]) -> Pool:
+            return Pool(
+                inputs[part],
+                target[part],
+                weight=weight[part],
+                baseline=baseline[part],
+                feature_names=list(FEATURE_COLUMNS),
+            )
+
         blocks = rows["target_ts"].dt.epoch("d").to_numpy() // BLOCK_DAYS
         members = []
-        for member in range(config.members):
-            chosen = _half(blocks, member, config.seed)
-            model = CatBoostRegressor(
-                loss_function=f"Tweedie:variance_power={config.tweedie_power}",
-                iterations=config.iterations,
-                depth=config.depth,
-                learning_rate=config.learning_rate,
-                l2_leaf_reg=config.l2_leaf_reg,
-                border_count=config.border_count,
-                random_seed=config.seed + member,
-                thread_count=config.thread_count,
-                ignored_features=list(UNUSED_FEATURES),
-                allow_writing_files=False,
-                verbose=False,
-            )
-            learned, unseen = (
-                Pool(
-                    inputs[part],
-                    target[part],
-                    weight=weight[part],
-                    baseline=baseline[part],
-                    feature_names=list(FEATURE_COLUMNS),
+        # Trees wait for one another's split at every depth; the regression takes the cores meanwhile.
+        with ThreadPoolExecutor(1) as beside:
+            fitting = beside.submit(LogLinearFamily.train, rows, config) if config.linear_share else None
+            for member in range(config.members):
+                chosen = _half(blocks, member, config.seed)
+                model = CatBoostRegressor(
+                    loss_function=f"Tweedie:variance_power={config.tweedie_power}",
+                    iterations=config.iterations,
+                    depth=config.depth,
+                    learning_rate=config.learning_rate,
+                    l2_leaf_reg=config.l2_leaf_reg,
+                    border_count=config.border_count,
+                    random_seed=config.seed + member,
+                    thread_count=config.thread_count,
+                    ignored_features=list(UNUSED_FEATURES),
+                    allow_writing_files=False,
+                    verbose=False,
                 )
-                if part.any()
-                else None
-                for part in (chosen, ~chosen)
-            )
-            if config.early_stopping_rounds and unseen is not None:
-                model.fit(
-                    learned,
-                    eval_set=unseen,
-                    early_stopping_rounds=config.early_stopping_rounds,
-                    use_best_model=True,
-                )
-            else:
-                model.fit(learned)
-            members.append(model)
-        linear = LogLinearFamily.train(rows, config) if config.linear_share else None
+                if config.early_stopping_rounds and not chosen.all():
+                    model.fit(
+                        pool(chosen),
+                        eval_set=pool(~chosen),
+                        early_stopping_rounds=config.early_stopping_rounds,
+                        use_best_model=True,
+                    )
+                else:
+                    model.fit(pool(chosen))
+                members.append(model)
+            linear = fitting.result() if fitting else None
         average = _average(members)
         return cls(SymmetricTrees.of(average), linear, _bytes(average))
 

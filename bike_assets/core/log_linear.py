@@ -70,6 +70,7 @@ _BANDS: Final = len(_BAND_STARTS)
 """Parts of the day; the last hour belongs to the night before six."""
 _FADE_DAYS: Final = 2.5
 _EXTREME: Final = 4.0
+_BLOCK: Final = 1024
 
 
 def terms(rows: pl.DataFrame) -> Iterator[tuple[str, Array]]:
@@ -141,6 +142,15 @@ def _weather(rows: pl.DataFrame) -> Iterator[tuple[str, Array]]:
     yield "temperature_excess", known["temperature_excess"] * (temperature < 8.0)
 
 
+def _table(values: list[Array]) -> Array:
+    """A column of ones, then the values [row, 1 + term], written some rows at a time so that they stay in the cache."""
+    table = np.ones((len(values[0]), 1 + len(values)))
+    for start in range(0, len(table), _BLOCK):
+        end = start + _BLOCK
+        np.stack([value[start:end] for value in values], axis=1, out=table[start:end, 1:])
+    return table
+
+
 def _known(values: Array, most: float = _EXTREME) -> Array:
     return np.nan_to_num(np.clip(values, -most, most))
 
@@ -156,22 +166,24 @@ class LogLinearFamily:
         """Fit the factor between count and expectation."""
         if rows.height > MAX_ROWS:
             rows = sample_rows(rows, MAX_ROWS / rows.height, config.seed)
-        inputs = np.column_stack([value for _, value in terms(rows)])
-        centre, deviation = inputs.mean(axis=0), inputs.std(axis=0)
+        inputs = _table([value for _, value in terms(rows)])
+        values = inputs[:, 1:]
+        centre, deviation = values.mean(axis=0), values.std(axis=0)
         spread = np.where(deviation > 1e-9, deviation, 1.0)
-        inputs = np.column_stack([np.ones(len(inputs)), (inputs - centre) / spread])
+        values -= centre
+        values /= spread
         usual = expected(rows)
         target = np.clip(column(rows, "hourly_count") / usual, 0.0, GREATEST_FACTOR)
         # Weights hold the expectation: a factor counts for as much as the bicycles it is about.
         weight = usual / column(rows, "level_28d") * row_weights(rows, config)
         weight /= weight.mean()
         penalty = np.diag([0.0, *np.full(inputs.shape[1] - 1, config.linear_ridge)])
-        coefficients = np.zeros(inputs.shape[1])
+        coefficients, weighted = np.zeros(inputs.shape[1]), np.empty_like(inputs)
         for _ in range(STEPS):
             logs = np.clip(inputs @ coefficients, -3.0, 2.0)
             factor = np.exp(logs)
             root = np.sqrt(weight * factor)
-            weighted = inputs * root[:, None]
+            np.multiply(inputs, root[:, None], out=weighted)
             # A matrix by itself: half of the work.
             normal = weighted.T @ weighted + penalty
             pulled = weighted.T @ (root * (logs + (target - factor) / factor))

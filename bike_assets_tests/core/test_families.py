@@ -13,7 +13,7 @@ from bike_assets.core.calendar import days_between
 from bike_assets.core.errors import PermanentError
 from bike_assets.core.families import FAMILIES
 from bike_assets.core.features import FEATURE_COLUMNS, build_features
-from bike_assets.core.log_linear import HIGHEST, LOG_LINEAR_FILE, LOWEST, LogLinearFamily
+from bike_assets.core.log_linear import HIGHEST, LOG_LINEAR_FILE, LOWEST, LogLinearFamily, _table
 from bike_assets.core.metrics import accuracy_by_horizon
 from bike_assets.core.model import Forecaster, make_forecaster
 from bike_assets.core.training import TrainConfig
@@ -129,6 +129,11 @@ def test_parts_of_the_regression_sum_to_its_correction(
         np.testing.assert_allclose(parts.sum(axis=1), correction, rtol=1e-9, atol=1e-9)
         assert LOWEST <= correction.min() <= correction.max() <= HIGHEST
     assert (correction == HIGHEST).any()
+
+
+def test_terms_written_in_blocks_are_the_terms() -> None:
+    values = [np.random.default_rng(i).normal(size=2_500) for i in range(3)]
+    np.testing.assert_array_equal(_table(values), np.column_stack([np.ones(2_500), *values]))
 
 
 def test_members_stop_early_where_other_weeks_no_longer_gain(
