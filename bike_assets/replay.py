@@ -13,6 +13,7 @@ print, bundles of mornings that are over, tables for people (they are made once,
 whole on days on which nobody reads them before they are built again.
 """
 
+import gc
 import hashlib
 import json
 import time
@@ -292,9 +293,10 @@ def run_replay(
         days = days_between(replay.first, replay.last)
         progress("counts, features and first training", 0.0)
         engine.warm_up(replay, busy_span(history.rows)[0])
-        for number, day in enumerate(days):
-            progress(f"{day}", number / len(days))
-            engine.live(day)
+        with _lasting_left_alone():
+            for number, day in enumerate(days):
+                progress(f"{day}", number / len(days))
+                engine.live(day)
         progress("tables for people", 1.0)
         engine.finish(replay, busy_span(history.rows)[0])
     return settings.home
@@ -558,11 +560,24 @@ def _kept_open(warehouse: Path) -> Iterator[None]:
     """Hold the warehouse open, so that the steps' own connections need not open the file and write it out at closing.
 
     DuckDB shares an open file between the connections of a process. What was committed is in its log: a replay that is
-    killed loses nothing.
+    killed loses nothing. It may hold two weeks: each time that it is moved into the file, the last rows of every table
+    are written anew.
     """
     warehouse.parent.mkdir(parents=True, exist_ok=True)
-    with duckdb.connect(str(warehouse)):
+    with duckdb.connect(str(warehouse)) as connection:
+        connection.execute("SET checkpoint_threshold = '128MB'")
         yield
+
+
+@contextmanager
+def _lasting_left_alone() -> Iterator[None]:
+    """Keep Python from looking through libraries and definitions, which last, whenever a day has left some garbage."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _write_without_waiting() -> None:

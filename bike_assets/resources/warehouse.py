@@ -363,10 +363,15 @@ def _exists(connection: duckdb.DuckDBPyConnection, contract: TableContract) -> b
 
 def _stored_columns(connection: duckdb.DuckDBPyConnection, contract: TableContract) -> set[str]:
     """Names of the columns the table has; none where it does not exist."""
-    found = connection.execute(
-        "SELECT column_name FROM information_schema.columns WHERE table_schema = ? AND table_name = ?",
+    # information_schema goes through every column of the database each time; and asking pragma_table_info for a table
+    # that does not exist ends the transaction.
+    known = connection.execute(
+        "SELECT 1 FROM duckdb_tables() WHERE schema_name = ? AND table_name = ?",
         [contract.schema, contract.name],
-    ).fetchall()
+    ).fetchone()
+    if not known:
+        return set()
+    found = connection.execute("SELECT name FROM pragma_table_info(?)", [contract.relation]).fetchall()
     return {name for (name,) in found}
 
 

@@ -7,6 +7,7 @@ import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,15 @@ def test_a_table_that_is_not_there_is_empty_and_typed(warehouse: Warehouse) -> N
         "ts": UTC_TIMESTAMP,
         "narrow": pl.Float32,
     }
+
+
+@both
+def test_asking_for_a_table_that_is_not_there_ends_no_transaction(warehouse: Warehouse) -> None:
+    missing = replace(TABLE, name="missing")
+    warehouse.replace(TABLE, rows(), DAY, DAY)
+    with warehouse.at_one_moment() as tables:
+        assert tables.days(missing) == []
+        assert tables.days(TABLE) == [DAY]
 
 
 @both
