@@ -199,6 +199,10 @@ class Journal:
         """The run of a day that was made for a reason, if it was."""
         return next((run for run in self.runs if (run["day"], run["what"]) == (day, what)), None)
 
+    def is_over(self, day: str) -> bool:
+        """Whether a later day was begun."""
+        return any(run["day"] > day for run in self.runs if run["day"] != _WARM_UP)
+
     def add(self, run: dict[str, Any]) -> None:
         """Note a run that has ended."""
         with self.path.open("a", encoding="utf-8") as file:
@@ -380,7 +384,12 @@ class Engine:
         self._stage(sorted(whole), None, decisive=False, must=False)
 
     def live(self, day: date) -> None:
-        """One day: the ticks of the schedules in their order, and what the sensors make of them."""
+        """One day: the ticks of the schedules in their order, and what the sensors make of them.
+
+        One that was over before a kill is passed over: its sensors would hear of what happened after it.
+        """
+        if self.journal.is_over(f"{day}"):
+            return
         for when, schedule in self.ticks(day):
             self.clock.moment = when
             run = self.journal.find(f"{day}", schedule.name)
@@ -605,9 +614,10 @@ def _range_tags(first: date, last: date) -> dict[str, str]:
 
 
 def _interrupted(result: dg.ExecuteInProcessResult) -> bool:
-    """Whether the run was ended from outside."""
+    """Whether the run was ended from outside; CatBoost answers a signal of its own accord."""
     errors = (event.step_failure_data.error for event in result.all_events if event.is_step_failure)
-    return any(error is not None and error.cls_name == "DagsterExecutionInterruptedError" for error in errors)
+    signals = ("DagsterExecutionInterruptedError", "KeyboardInterrupt")
+    return any(error is not None and error.cls_name in signals for error in errors)
 
 
 def _steps(result: dg.ExecuteInProcessResult) -> dict[str, float]:

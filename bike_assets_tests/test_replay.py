@@ -4,6 +4,7 @@ import warnings
 from datetime import date, timedelta
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
 from bike_assets.core.drift import DriftPolicy
@@ -16,7 +17,7 @@ from bike_assets.sources.simulator import SimulatorSource
 with warnings.catch_warnings():
     # dagster-dbt's SQL parser calls its own fast tokenizer old.
     warnings.simplefilter("ignore", DeprecationWarning)
-    from bike_assets.replay import Journal, plan_replay, read_history
+    from bike_assets.replay import Engine, Journal, _interrupted, plan_replay, read_history
 
 FIRST, LAST = date(2024, 1, 1), date(2024, 6, 30)
 
@@ -42,6 +43,36 @@ def test_a_journal_is_read_again_and_a_line_that_was_cut_off_is_done_again(tmp_p
     assert again.find("2024-05-01", "changed_counts") is None
     again.add(run("2024-05-01", "changed_counts"))
     assert [each["what"] for each in Journal.open(path).runs] == ["daily_ingest", "changed_counts"]
+
+
+def test_a_day_that_is_over_is_not_lived_again(tmp_path: Path) -> None:
+    journal = Journal.open(tmp_path / "replay.jsonl")
+    journal.add(run("before", "features"))
+    asked: list[date] = []
+    engine = object.__new__(Engine)
+    engine.journal = journal
+    engine.ticks = lambda day: asked.append(day) or []  # type: ignore[method-assign,func-returns-value]
+
+    engine.live(date(2024, 5, 1))
+    journal.add(run("2024-05-02", "daily_ingest"))
+    engine.live(date(2024, 5, 1))
+    engine.live(date(2024, 5, 2))
+
+    assert asked == [date(2024, 5, 1), date(2024, 5, 2)]
+
+
+@pytest.mark.parametrize("signal", [KeyboardInterrupt, dg.DagsterExecutionInterruptedError])
+def test_a_run_that_a_signal_ended_is_no_run_that_failed(signal: type[BaseException]) -> None:
+    @dg.op
+    def train() -> None:
+        raise signal
+
+    @dg.job
+    def retrain() -> None:
+        train()
+
+    quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+    assert _interrupted(retrain.execute_in_process(raise_on_error=False, run_config=quiet))
 
 
 def test_a_replay_has_a_home_of_its_own_that_its_thresholds_name(tmp_path: Path, history: History) -> None:
