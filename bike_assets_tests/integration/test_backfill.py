@@ -14,10 +14,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, create_engine, text
 
-from bike_assets.build import build_defs
 from bike_assets.home import open_instance
-from bike_assets.jobs import CLEANED
-from bike_assets.runner import materialize
 from bike_assets.settings import REPOSITORY
 from bike_assets_tests.emulators.processes import postgres_server
 from bike_assets_tests.homes import (
@@ -49,6 +46,11 @@ BACKFILL_SECONDS = 1_200.0
 
 
 def one_by_one(home: Path) -> None:
+    # What dbt brings warns when it is imported, which is an error outside of a test.
+    from bike_assets.build import build_defs
+    from bike_assets.jobs import CLEANED
+    from bike_assets.runner import materialize
+
     settings = settings_of(home, CITY)
     definitions = build_defs(settings)
     with open_instance(settings) as instance:

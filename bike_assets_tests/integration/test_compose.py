@@ -167,7 +167,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         )  # fmt: skip
         assert up.returncode == 0, up.stderr[-4000:]
         started.wait_healthy((*PLATFORM, "proxy"))
-        one_json(started.compose("exec", "-T", "code-location", "bike-assets", "demo", "--json"))
+        one_json(
+            started.compose("exec", "-T", "code-location", "bike-assets", "demo", "--json", timeout=1_800)
+        )
         started.wait_healthy(ALL)
         yield started
     finally:

@@ -1,6 +1,6 @@
-"""Databases that older versions of Dagster and MLflow have filled, after the commands of docs/production.md.
+"""Dagster's and MLflow's databases after the commands of docs/production.md: migrated from old versions, and restored.
 
-`uv run pytest -m slow bike_assets_tests/integration/test_upgrade.py`: a real PostgreSQL, and the old versions in
+`uv run pytest -m slow bike_assets_tests/integration/test_databases.py`: a real PostgreSQL, and the old versions in
 environments of their own.
 """
 
@@ -79,17 +79,35 @@ def by_an_old_version(packages: tuple[str, ...], probe: str, script: str, **vari
     return done.stdout.splitlines()[-1]
 
 
-def migrate(program: str, **variables: str) -> None:
-    """Run the command of docs/production.md that migrates a program's database."""
+def section(heading: str) -> str:
     page = (REPOSITORY / "docs" / "production.md").read_text(encoding="utf-8")
-    upgrade = page.partition("### Upgrade")[2].partition("\n## ")[0]
-    (command,) = re.findall(rf"\b{program} (?:instance|db) [^'\n]+", upgrade)
+    return page.partition(f"### {heading}\n")[2].partition("\n#")[0]
+
+
+def shell(command: str, folder: Path, **variables: str) -> None:
     done = subprocess.run(
-        ["sh", "-c", command],
-        env={**environment(**variables), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
-        cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False,
+        ["sh", "-c", command], env=environment(**variables), cwd=folder,
+        capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def migrate(program: str, **variables: str) -> None:
+    (command,) = re.findall(rf"\b{program} (?:instance|db) [^'\n]+", section("Upgrade"))
+    shell(command, REPOSITORY, **variables, PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+
+
+def in_the_server(program: str, postgres: PostgresServer, folder: Path) -> None:
+    """Every line of the page that starts a program in PostgreSQL's container, with the server of this test instead."""
+    prefix = "docker compose exec -T postgres "
+    commands = re.findall(rf"^{prefix}({program} .+)$", section("Backup and restore"), re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        shell(
+            command, folder,
+            PATH=f"{postgres.programs}:{os.environ['PATH']}", PGHOST="127.0.0.1",
+            PGPORT=f"{postgres.port}", PGPASSWORD=postgres.passwords["postgres"],
+        )  # fmt: skip
 
 
 def schema(postgres: PostgresServer, database: str) -> str:
@@ -100,8 +118,17 @@ def schema(postgres: PostgresServer, database: str) -> str:
 def test_what_an_old_dagster_ran_is_there_after_the_migration(
     postgres: PostgresServer, tmp_path: Path
 ) -> None:
+    # The old version knows its own stores only.
+    old_home = tmp_path / "old"
+    old_home.mkdir()
+    url = postgres.url("dagster").replace("+psycopg2", "")
+    (old_home / "dagster.yaml").write_text(
+        f'storage: {{postgres: {{postgres_url: "{url}"}}}}\ntelemetry: {{enabled: false}}\n', encoding="utf-8"
+    )
+    run_id = by_an_old_version(
+        OLD_DAGSTER, "import dagster, dagster_postgres", A_RUN_OF_DAGSTER, DAGSTER_HOME=str(old_home)
+    )
     variables = postgres.instance(tmp_path)
-    run_id = by_an_old_version(OLD_DAGSTER, "import dagster, dagster_postgres", A_RUN_OF_DAGSTER, **variables)
     before = schema(postgres, "dagster")
 
     migrate("dagster", **variables)
@@ -141,3 +168,33 @@ def test_what_an_old_mlflow_kept_is_served_after_the_migration(
         client = MlflowClient(server.url)
         assert client.get_model_version_by_alias("old-model", "champion").run_id == run_id
         assert client.get_run(run_id).data.metrics == {"wape": 0.21}
+
+
+def test_a_backup_brings_back_what_was_lost(tmp_path: Path) -> None:
+    with postgres_server() as postgres, pytest.MonkeyPatch.context() as patch:
+        import dagster as dg
+
+        for name, value in postgres.instance(tmp_path).items():
+            patch.setenv(name, value)
+        with dg.DagsterInstance.get() as instance:
+            run_id = instance.create_run_for_job(dg.GraphDefinition("nothing").to_job()).run_id
+        patch.setenv("MLFLOW_TRACKING_URI", postgres.url("mlflow"))
+        client = MlflowClient(postgres.url("mlflow"), postgres.url("mlflow"))
+        client.create_registered_model("kept")
+        client.create_model_version("kept", "mlflow-artifacts:/kept")
+        client.set_registered_model_alias("kept", "champion", "1")
+
+        in_the_server("pg_dump", postgres, tmp_path)
+        for database, loss in (
+            ("dagster", "DELETE FROM runs"),
+            ("mlflow", "DROP TABLE registered_model_aliases"),
+        ):
+            with create_engine(postgres.url(database)).begin() as connection:
+                connection.execute(text(loss))
+        in_the_server("pg_restore", postgres, tmp_path)
+
+        with dg.DagsterInstance.get() as instance:
+            assert instance.get_run_by_id(run_id) is not None
+        assert client.get_model_version_by_alias("kept", "champion").version == "1"
+        # And both may still write: what was restored is theirs.
+        client.set_registered_model_alias("kept", "previous", "1")
