@@ -1,0 +1,124 @@
+"""Trainings that the default policy asks for in clean simulated years, where none is needed.
+
+    python benchmarks/needless_retraining.py [--seeds 10] [--first-seed 0] [--counters 12] [--without-spikes]
+
+Every seed is a simulated city of two years with weather, seasons, outages and replaced counters of its own and no
+drift. The default model learns from the first year and forecasts every morning of the second; every Monday the
+retraining decision is made as `retraining_decision` makes it, from the accuracy realised in four weeks and the skill
+against the model's held-out days. The columns' drift share is taken for 100 %, the worst there is, so what is counted
+is an upper bound. Nothing is trained again: a cause that lasts is counted whenever the cooldown is over. With
+--without-spikes the impossible counts, a handful a year, are left out of what the model is judged by.
+"""
+
+import argparse
+import time
+from collections import Counter
+from datetime import date, timedelta
+
+import polars as pl
+from drift_alarms import COLUMNS, FIRST, JUDGED, LAST, mondays
+
+from bike_assets.assets.monitoring import Realised, day_errors
+from bike_assets.core.backtest import Origin, fit, issue, training_data
+from bike_assets.core.calendar import local_columns
+from bike_assets.core.drift import DriftPolicy, skill_fell
+from bike_assets.core.features import WARM_UP_DAYS
+from bike_assets.core.health import NOT_LEARNED, UNHEALTHY, counter_health, without
+from bike_assets.core.intervals import target_day
+from bike_assets.core.retraining import decide_retraining
+from bike_assets.core.skill import skill_change
+from bike_assets.core.training import TrainConfig
+from bike_assets.settings import Settings
+from bike_assets.sources.simulated_weather import SimulatedWeather
+from bike_assets.sources.simulator import SimulatorSource
+
+DAYS = Settings.model_fields["drift_days"].default
+
+
+def cleaned(source: SimulatorSource, health: pl.DataFrame, counts: pl.DataFrame) -> pl.DataFrame:
+    """Counts as a backtest takes them: what the simulator broke is flagged, as cleaning flags it."""
+    faults = source.faults(FIRST, LAST).select("counter_id", "ts_utc", "fault")
+    flagged = counts.join(faults, on=["counter_id", "ts_utc"], how="left").with_columns(
+        is_outage=(pl.col("fault") == "zero").fill_null(value=False),
+        is_spike=(pl.col("fault") == "spike").fill_null(value=False),
+        is_stuck=pl.lit(value=False),
+    )
+    learned = without(flagged, health, NOT_LEARNED).select("counter_id", "ts_utc", is_believable=True)
+    return flagged.join(learned, on=["counter_id", "ts_utc"], how="left").with_columns(
+        is_believable=pl.col("is_believable").fill_null(value=False) & ~pl.col("is_spike")
+    )
+
+
+def realised(scored: pl.DataFrame, monday: date) -> Realised:
+    """Accuracy of the four weeks before a Monday, all horizons together."""
+    known = scored.filter(pl.col("day").is_between(monday - timedelta(days=DAYS), monday - timedelta(days=1)))
+    truth = known["hourly_count"].cast(pl.Float64)
+    errors = float(((known["forecast"] - truth) ** 2).sum())
+    spread = float(((truth - truth.mean()) ** 2).sum())
+    return Realised(1 - errors / spread, known.height, known["day"].n_unique())
+
+
+def decisions(seed: int, counters: int, *, without_spikes: bool) -> list[tuple[date, str, str]]:
+    """Every Monday's decision, with its reasons."""
+    source = SimulatorSource(seed=seed, counters=counters, first_day=FIRST, last_day=LAST)
+    published = source.read(FIRST, LAST).counts.sort("published_until")
+    rows = local_columns(published.unique(["counter_id", "ts_utc"], keep="last"))
+    health = counter_health(rows.select(COLUMNS), FIRST, LAST)
+    counts = cleaned(source, health, rows)
+    weather = SimulatedWeather(seed=seed, last_day=LAST).read(FIRST, LAST).rows
+    year = Origin(FIRST + timedelta(days=WARM_UP_DAYS), JUDGED - timedelta(days=1), JUDGED, LAST)
+    data = training_data(counts, year, TrainConfig(), weather)
+    forecaster = fit("catboost", data, TrainConfig())
+    scored = issue(forecaster, counts, year, data, weather).with_columns(day=target_day())
+    if without_spikes:
+        impossible = counts.filter("is_spike").select("counter_id", target_ts="ts_utc")
+        scored = scored.join(impossible, on=["counter_id", "target_ts"], how="anti")
+    ahead = without(scored.filter(horizon=1), health, UNHEALTHY).drop_nulls("mean4")
+    held_out = without(forecaster.holdout.filter(horizon=1), health, UNHEALTHY).drop_nulls("mean4")
+    answers: list[tuple[date, str, str]] = []
+    trained = year.train_until
+    for monday in mondays(JUDGED + timedelta(days=7), LAST):
+        truth = realised(scored, monday)
+        lately = ahead.filter(
+            pl.col("service_date").is_between(monday - timedelta(days=DAYS), monday - timedelta(days=1))
+        )
+        answer = decide_retraining(
+            truth.r2,
+            1.0,
+            n_truth_rows=truth.rows,
+            n_truth_days=truth.days,
+            skill_fell=skill_fell(skill_change(day_errors(held_out), day_errors(lately)), DriftPolicy()),
+            days_since_training=(monday - trained).days,
+        )
+        trained = monday if answer.retrain else trained
+        answers.append((monday, answer.decision, "; ".join(answer.reasons)))
+    return answers
+
+
+def main() -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--counters", type=int, default=12)
+    parser.add_argument("--without-spikes", action="store_true")
+    args = parser.parse_args()
+    started, kinds, trainings = time.perf_counter(), Counter[str](), 0
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
+        answers = decisions(seed, args.counters, without_spikes=args.without_spikes)
+        kinds.update(decision for _, decision, _ in answers)
+        asked = [answer for answer in answers if answer[1].startswith("retrain")]
+        trainings += len(asked)
+        print(f"seed {seed}: {len(answers)} Mondays, {len(asked)} trainings asked for", flush=True)
+        for monday, decision, reasons in asked:
+            print(f"  {monday} {decision}: {reasons}", flush=True)
+    print(
+        f"{args.seeds} clean years, {kinds.total()} Mondays: {trainings} trainings ({dict(kinds)}), "
+        f"{time.perf_counter() - started:.0f} s"
+    )
+
+
+if __name__ == "__main__":
+    main()
