@@ -123,7 +123,9 @@ def report_html(results: Sequence[Mapping[str, Any]]) -> str:
             table(
                 ["day", "about", "which", "why"],
                 [[a["day"], a["about"], a["which"], a["why"]] for a in result["alarms"]],
-            ),
+            )
+            if result["alarms"]
+            else "<p>none</p>",
         ]
         if result["failures"]:
             parts += [
