@@ -134,4 +134,4 @@ def test_an_experiment_whose_interval_has_no_ends_yet() -> None:
         Look(date(2024, 1, 14 + n), 0.01, -inf if n < 2 else -0.02, inf if n < 2 else 0.04) for n in range(5)
     ]
 
-    png(plots.experiment(looks, 0.01))
+    assert png(plots.experiment(looks, 0.01))
