@@ -15,6 +15,7 @@ from bike_assets import tags
 from bike_assets.assets import plots
 from bike_assets.assets.evidently_report import drift_report as evidently_report
 from bike_assets.assets.evidently_report import summary_json, write_atomically
+from bike_assets.assets.forecasting import believable_truth
 from bike_assets.assets.metadata import sample_table, table_metadata
 from bike_assets.core.calendar import days_between
 from bike_assets.core.contracts import (
@@ -39,6 +40,7 @@ from bike_assets.core.health import UNHEALTHY, without
 from bike_assets.core.metrics import join_truth
 from bike_assets.core.network import GROWING_DAYS, HISTORY_DAYS, Shift, believable_days, network
 from bike_assets.core.profile import PROFILE_COLUMNS, daily_profile
+from bike_assets.core.promotion import NO_GAIN
 from bike_assets.core.retraining import RetrainingDecision, RetrainingPolicy, decide_retraining, expected_gain
 from bike_assets.core.skill import MIN_DAYS, SkillChange, skill_change
 from bike_assets.core.thresholds import LearnedBounds, learn_bounds
@@ -188,6 +190,7 @@ def build_retraining_decision(
             n_truth_days=truth.days,
             skill_fell=found["skill"]["fell"],
             days_since_training=trainings[0] if trainings else None,
+            days_since_no_gain=days_since_no_gain(audit.read(warehouse), champion, issue_date),
             trainings_in_period=sum(days < policy.budget_days for days in trainings),
             expected_gain=expected_gain(held_out_r2(champion), truth.r2),
             training_hours=training_hours(champion),
@@ -259,6 +262,26 @@ def past_trainings(registry: ModelRegistry, issue_date: date) -> list[int]:
     return sorted(day for day in days if day >= 0)
 
 
+def days_since_no_gain(log: pl.DataFrame, champion: ModelVersion | None, issue_date: date) -> int | None:
+    """Days from the last training whose model was judged no better than the champion to an issue date; None for none.
+
+    Args:
+        log: rows of AUDIT_LOG.
+        champion: who serves; judgements against an earlier one say nothing about it.
+        issue_date: the day of the decision.
+    """
+    if champion is None:
+        return None
+    judged = log.filter(
+        pl.col("event") == "judged",
+        pl.col("replaced_version") == champion.version,
+        pl.col("deployment_decision").is_in(NO_GAIN),
+        pl.col("service_date") <= issue_date,
+    )
+    newest: date | None = judged["service_date"].max()  # type: ignore[assignment]
+    return None if newest is None else (issue_date - newest).days
+
+
 def held_out_r2(version: ModelVersion | None) -> float | None:
     """R² of a version on the days its training held out, mean of the horizon days; None where it has none."""
     found = [
@@ -280,6 +303,7 @@ def champion_errors(
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The champion's day-ahead forecasts with their truth: of the days before an issue date, and of its held-out days.
 
+    The truth is the one that training learns from: a broken counter's impossible counts are no fault of the model.
     Counters that were not alive are left out of both, and days on which nothing is known. Columns: `service_date`,
     `counter_id`, `forecast`, `mean4`, `hourly_count`; no rows where there is no champion.
     """
@@ -287,12 +311,7 @@ def champion_errors(
     champion = registry.by_alias(CHAMPION)
     first = issue_date - timedelta(days=days)
     issued = warehouse.read(PREDICTIONS, first, issue_date - timedelta(days=1), columns=(*columns, "run_id"))
-    counts = warehouse.read(
-        CLEANED_COUNTS,
-        first,
-        issue_date - timedelta(days=1),
-        columns=("counter_id", "ts_utc", "hourly_count"),
-    )
+    counts = believable_truth(warehouse, issue_date - timedelta(days=1), first)
     run = champion.run_id if champion else None
     lately = join_truth(
         issued.filter((pl.col("run_id") == run) & (pl.col("horizon") == 1)).drop("run_id"), counts
@@ -312,6 +331,9 @@ def day_errors(scored: pl.DataFrame) -> pl.DataFrame:
         .agg(
             squared_error=((pl.col("forecast") - pl.col("hourly_count")) ** 2).sum(),
             baseline_squared_error=((pl.col("mean4") - pl.col("hourly_count")) ** 2).sum(),
+            hours=pl.len(),
+            count_sum=pl.col("hourly_count").sum(),
+            count_square_sum=(pl.col("hourly_count") ** 2).sum(),
         )
         .sort("service_date")
     )
@@ -335,7 +357,13 @@ def skill_text(skill: SkillChange) -> str:
     """A change of skill in words."""
     if skill.lately is None or skill.held_out is None:
         return f"not known: {skill.days} days of truth of this champion, {MIN_DAYS} are needed"
-    return f"{skill.lately:.1%} on {skill.days} days, {skill.held_out:.1%} when it was trained (p {skill.p_value:.3f})"
+    error = (
+        "" if skill.error_rise is None else f", error over the spread of the counts {skill.error_rise:+.0%}"
+    )
+    return (
+        f"{skill.lately:.1%} on {skill.days} days, {skill.held_out:.1%} when it was trained "
+        f"(p {skill.p_value:.3f}){error}"
+    )
 
 
 def findings_json(

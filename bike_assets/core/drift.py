@@ -82,7 +82,8 @@ class DriftPolicy:
     moved away from the time before them) or `trend_z` (sixteen). A counter drifts where its seven days, its own profile
     and the city taken off, fell by `counter_fall` or rose by `counter_rise`, at a false discovery rate of
     `counter_false_rate` over all counters, in two of three windows. The champion has lost skill where it fell by
-    `skill_drop` since its held-out days at the level `skill_p`.
+    `skill_drop` since its held-out days at the level `skill_p`, and its error, over the spread of the counts, rose by
+    the share `error_rise`.
     """
 
     column_distance: float = DRIFT_THRESHOLD
@@ -95,6 +96,7 @@ class DriftPolicy:
     counter_false_rate: float = 0.05
     skill_drop: float = 0.15
     skill_p: float = 0.01
+    error_rise: float = 0.20
 
     def __post_init__(self) -> None:
         shares = {
@@ -103,11 +105,9 @@ class DriftPolicy:
         }
         if odd := [f"{name} {value}" for name, value in shares.items() if not 0 < value < 1]:
             raise PermanentError(f"drift policy: {', '.join(odd)} must lie between 0 and 1")
-        bounds = (self.column_distance, self.sudden_z, self.slow_z, self.trend_z, self.counter_rise)
-        if min(bounds) <= 0:
-            raise PermanentError(
-                "drift policy: column_distance, sudden_z, slow_z, trend_z and counter_rise must be above 0"
-            )
+        bounds = ("column_distance", "sudden_z", "slow_z", "trend_z", "counter_rise", "error_rise")
+        if odd := [f"{name} {getattr(self, name)}" for name in bounds if not getattr(self, name) > 0]:
+            raise PermanentError(f"drift policy: {', '.join(odd)} must be above 0")
 
 
 ReferenceKind = Literal["year_earlier", "preceding", "none"]
@@ -327,8 +327,10 @@ def skill_fell(skill: SkillChange, policy: DriftPolicy) -> bool:
     return (
         skill.fall is not None
         and skill.p_value is not None
+        and skill.error_rise is not None
         and skill.fall >= policy.skill_drop
         and skill.p_value <= policy.skill_p
+        and skill.error_rise >= policy.error_rise
     )
 
 

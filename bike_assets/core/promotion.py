@@ -7,7 +7,7 @@ belong here: scoring the models, moving an alias, writing a bundle.
 from dataclasses import dataclass
 from datetime import date
 from math import isclose, isfinite
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 import polars as pl
@@ -25,6 +25,9 @@ Decision = Literal[
     "awaits_approval",
 ]
 """Every answer there is. Only `promote` and `first_champion` move the alias."""
+
+NO_GAIN: Final[tuple[Decision, ...]] = ("below_floor", "no_gain", "not_significant")
+"""Answers that say that a challenger is no better than the champion it was held against."""
 
 _EXACT_DAYS = 14  # 2^14 sign patterns are cheap; beyond that they are drawn
 _DRAWS = 20_000

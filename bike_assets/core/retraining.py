@@ -18,6 +18,7 @@ Decision = Literal[
     "fine",
     "cannot_judge",
     "cooldown",
+    "tried",
     "over_budget",
     "not_worth_it",
 ]
@@ -34,6 +35,10 @@ class RetrainingPolicy:
     the last training, and at most `max_trainings` are started in `budget_days`. Every hour that a training takes must
     promise a gain of `min_gain_per_hour` in R², unless accuracy is critical. `adaptive` puts bounds learned from
     history in the place of the four fixed ones (`bike_assets.core.thresholds`).
+
+    For `no_gain_days` after a training whose model was no better than the champion, another is asked for only if
+    accuracy is critical. The default is the four weeks whose truth a judgement looks at: before they are over, the next
+    training learns from, and is judged by, much of what brought nothing the last time.
     """
 
     r2_critical: float = 0.65
@@ -46,6 +51,7 @@ class RetrainingPolicy:
     max_trainings: int = 4
     budget_days: int = 28
     min_gain_per_hour: float = 0.01
+    no_gain_days: int = 28
     adaptive: bool = False
 
     def __post_init__(self) -> None:
@@ -61,11 +67,11 @@ class RetrainingPolicy:
             )
         if (
             min(self.min_truth_rows, self.min_truth_days, self.max_trainings, self.budget_days) < 1
-            or self.cooldown_days < 0
+            or min(self.cooldown_days, self.no_gain_days) < 0
         ):
             raise PermanentError(
                 "retraining policy: min_truth_rows, min_truth_days, max_trainings and budget_days must be 1 or more, "
-                "cooldown_days 0 or more"
+                "cooldown_days and no_gain_days 0 or more"
             )
         if not (isfinite(self.min_gain_per_hour) and self.min_gain_per_hour >= 0):
             raise PermanentError(
@@ -94,6 +100,7 @@ def decide_retraining(
     n_truth_rows: int,
     n_truth_days: int,
     days_since_training: int | None,
+    days_since_no_gain: int | None = None,
     trainings_in_period: int = 0,
     expected_gain: float | None = None,
     training_hours: float | None = None,
@@ -113,9 +120,10 @@ def decide_retraining(
     | ≥ 0.65 | < 30 % | fine |
 
     Too little truth, or a drift share that is not known and would decide, is `cannot_judge`. A retraining
-    that the matrix wants but that comes too soon is `cooldown`, one too many is `over_budget`, and one that promises
-    less than its time is worth is `not_worth_it`; the last holds for proactive ones only, since a critical model is
-    retrained at any price. What is not known forbids nothing. `force` is a person's order and overrides all of it.
+    that the matrix wants but that comes too soon is `cooldown`, one too many is `over_budget`, one soon after another
+    that brought nothing is `tried`, and one that promises less than its time is worth is `not_worth_it`. `tried` holds
+    while R² is not critical and `not_worth_it` for proactive ones only, since a critical model is retrained at any
+    price. What is not known forbids nothing. `force` is a person's order and overrides all of it.
 
     Args:
         r2: the champion's R² on forecasts whose truth has arrived; None where there is none.
@@ -123,6 +131,8 @@ def decide_retraining(
         n_truth_rows: hours of truth behind `r2`.
         n_truth_days: days of truth behind `r2`.
         days_since_training: whole days since the champion's training or the last try; None if never.
+        days_since_no_gain: whole days since a training whose model was judged no better than the present champion;
+            None where there was none.
         trainings_in_period: trainings already started in the budget period.
         expected_gain: R² that a training is expected to win back, see `expected_gain`; None where not known.
         training_hours: hours that the last training took; None where not known.
@@ -134,7 +144,12 @@ def decide_retraining(
         ContractError: a number is NaN, infinite or out of its range.
     """
     policy = policy or RetrainingPolicy()
-    _check(r2, drift_share, n_truth_rows, n_truth_days, days_since_training, trainings_in_period)
+    _check(
+        r2,
+        drift_share,
+        (n_truth_rows, n_truth_days, trainings_in_period),
+        (days_since_training, days_since_no_gain),
+    )
     for name, value in (("expected gain", expected_gain), ("training hours", training_hours)):
         if value is not None and not isfinite(value):
             raise ContractError(
@@ -150,6 +165,17 @@ def decide_retraining(
             decision = "cooldown"
             reasons.append(
                 f"trained {days_since_training} days ago, the cooldown is {policy.cooldown_days} days"
+            )
+        elif (
+            days_since_no_gain is not None
+            and days_since_no_gain < policy.no_gain_days
+            and r2 is not None
+            and r2 >= policy.r2_critical
+        ):
+            decision = "tried"
+            reasons.append(
+                f"a training {days_since_no_gain} days ago brought nothing, "
+                f"another is asked for after {policy.no_gain_days} days"
             )
         elif trainings_in_period >= policy.max_trainings:
             decision = "over_budget"
@@ -221,12 +247,7 @@ def _matrix(
 
 
 def _check(
-    r2: float | None,
-    drift_share: float | None,
-    rows: int,
-    days: int,
-    since: int | None,
-    trainings: int,
+    r2: float | None, drift_share: float | None, numbers: tuple[int, ...], since: tuple[int | None, ...]
 ) -> None:
     if r2 is not None and not (isfinite(r2) and r2 <= 1):
         raise ContractError(
@@ -234,5 +255,5 @@ def _check(
         )
     if drift_share is not None and not 0 <= drift_share <= 1:
         raise ContractError(f"retraining: drift share is {drift_share}; give 0 to 1, or None where not known")
-    if min(rows, days, trainings, since if since is not None else 0) < 0:
+    if min(*numbers, *(days for days in since if days is not None)) < 0:
         raise ContractError("retraining: rows, days and trainings cannot be negative")

@@ -11,9 +11,16 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-DAY_ERRORS: Final = ("service_date", "squared_error", "baseline_squared_error")
-"""Columns of a model's errors on local days: the day forecast, and the sums of squared errors of the model and of the
-mean of four weeks on the same hours (bicycles²)."""
+DAY_ERRORS: Final = (
+    "service_date",
+    "squared_error",
+    "baseline_squared_error",
+    "hours",
+    "count_sum",
+    "count_square_sum",
+)
+"""Columns of a model's errors on local days: the day forecast; the sums of squared errors of the model and of the
+mean of four weeks on the same hours (bicycles²); the hours, their counts and the squares of these."""
 
 MIN_DAYS: Final = 14
 """With fewer days on either side nothing is said."""
@@ -26,13 +33,16 @@ _DRAWS = 4000
 class SkillChange:
     """Skill of a model on its held-out days and lately, each 1 − RMSE / RMSE of the baseline.
 
-    `p_value` is the chance of a fall as large if the skill had not fallen. All are None where either has too few days.
+    `p_value` is the chance of a fall as large if the skill had not fallen. `error_rise` is the share by which the RMSE
+    over the standard deviation of the counts (RSR, Moriasi et al. 2007) rose: skill falls in calm weeks too, in which
+    the baseline gets better and the model no worse. All are None where either has too few days.
     """
 
     held_out: float | None
     lately: float | None
     p_value: float | None
     days: int
+    error_rise: float | None = None
 
     @property
     def fall(self) -> float | None:
@@ -52,16 +62,26 @@ def skill_change(held_out: pl.DataFrame, lately: pl.DataFrame, *, seed: int = 20
         seed: of the bootstrap.
     """
     before, now = (
-        frame.sort("service_date").select(DAY_ERRORS[1:]).to_numpy() for frame in (held_out, lately)
+        frame.sort("service_date").select(DAY_ERRORS[1:]).cast(pl.Float64).to_numpy()
+        for frame in (held_out, lately)
     )
     days = len(now)
     if min(len(before), days) < MIN_DAYS or 0 in (before[:, 1].sum(), now[:, 1].sum()):
         return SkillChange(None, None, None, days)
     was, has = float(_skill(before.sum(axis=0))), float(_skill(now.sum(axis=0)))
     draw = np.random.default_rng(seed)
-    change = _skill(_resampled(now, draw)) - _skill(_resampled(before, draw))
+    change = _skill(_resampled(now[:, :2], draw)) - _skill(_resampled(before[:, :2], draw))
     noise = change - change.mean()
-    return SkillChange(was, has, float(np.mean(noise <= has - was)), days)
+    error = _error_to_spread(before.sum(axis=0))
+    rise = _error_to_spread(now.sum(axis=0)) / error - 1 if error > 0 else None
+    return SkillChange(was, has, float(np.mean(noise <= has - was)), days, rise)
+
+
+def _error_to_spread(sums: NDArray[np.float64]) -> float:
+    """RMSE over the standard deviation of the counts, from sums of `DAY_ERRORS`; 0 where the counts never change."""
+    squared_error, _, hours, total, squares = sums
+    spread = squares - total**2 / hours
+    return float(np.sqrt(squared_error / spread)) if spread > 0 else 0.0
 
 
 def _skill(sums: NDArray[np.float64]) -> NDArray[np.float64]:

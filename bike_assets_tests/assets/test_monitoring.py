@@ -312,6 +312,28 @@ def test_lost_skill_alone_asks_for_a_training(
     assert decide(settings, warehouse, instance)["decision"] == "retrain_reactive"
 
 
+def test_a_training_without_gain_is_remembered_while_the_champion_stays(
+    settings: Settings, warehouse: DuckDBWarehouse, instance: dg.DagsterInstance
+) -> None:
+    accuracy_table(warehouse, scored_hours().with_columns(forecast=pl.col("truth")))
+    write_report(settings, ISSUE, 0.0, fell=True)
+    audit = AuditLog.from_settings(settings)
+
+    def judged(days_ago: int, against: str, verdict: str) -> None:
+        facts = {"replaced_version": against, "deployment_decision": verdict}
+        day = ISSUE - timedelta(days=days_ago)
+        audit.append(warehouse, audit.event("judged", actor="anna", reason="r", service_date=day, **facts))
+
+    judged(7, "1", "no_gain")
+    judged(8, "2", "promote")
+    judged(-1, "2", "no_gain")
+    assert decide(settings, warehouse, instance)["decision"] == "retrain_reactive", (
+        "an earlier champion's rival, one that won, and one of days to come say nothing"
+    )
+    judged(27, "2", "no_gain")
+    assert decide(settings, warehouse, instance)["decision"] == "tried"
+
+
 def test_no_decision_without_a_report(
     settings: Settings, warehouse: DuckDBWarehouse, instance: dg.DagsterInstance
 ) -> None:

@@ -150,25 +150,25 @@ def raw() -> list[pl.DataFrame]:
 
 
 def predictions() -> pl.DataFrame:
-    """Forecasts of two hours of one counter, the second for an hour nobody counted."""
+    """Forecasts of an hour that was counted, of one that nobody counted, and of one with an impossible count."""
     return PREDICTIONS.conform(
         pl.DataFrame(
             {
-                "service_date": [FIRST] * 2,
-                "counter_id": ["plain"] * 2,
-                "target_ts": [FORECAST_HOUR, datetime(2024, 12, 1, tzinfo=UTC)],
-                "horizon": [1] * 2,
-                "forecast": [20.0] * 2,
-                "lower_80": [17.5] * 2,
-                "upper_80": [17.9] * 2,
-                "lower_90": [18.0] * 2,
-                "upper_90": [25.0] * 2,
-                "mean4": [23.0] * 2,
-                "seasonal_naive": [1.0] * 2,
-                "basis": ["history"] * 2,
-                "model_name": ["m"] * 2,
-                "model_version": ["4"] * 2,
-                "run_id": ["r"] * 2,
+                "service_date": [FIRST] * 3,
+                "counter_id": ["plain", "plain", "spiky"],
+                "target_ts": [FORECAST_HOUR, datetime(2024, 12, 1, tzinfo=UTC), hours_of_day(FIRST)[4]],
+                "horizon": [1] * 3,
+                "forecast": [20.0] * 3,
+                "lower_80": [17.5] * 3,
+                "upper_80": [17.9] * 3,
+                "lower_90": [18.0] * 3,
+                "upper_90": [25.0] * 3,
+                "mean4": [23.0] * 3,
+                "seasonal_naive": [1.0] * 3,
+                "basis": ["history"] * 3,
+                "model_name": ["m"] * 3,
+                "model_version": ["4"] * 3,
+                "run_id": ["r"] * 3,
             }
         )
     )
@@ -300,7 +300,7 @@ def test_the_level_of_a_counter_leaves_out_what_is_flagged(tables: Tables) -> No
     assert means["dead"] == pytest.approx(dead["hourly_count"].mean())
 
 
-def test_realised_errors_are_of_hours_with_truth_alone(tables: Tables) -> None:
+def test_realised_errors_are_of_hours_with_believable_truth_alone(tables: Tables) -> None:
     (row,) = tables["forecast_accuracy"].rows(named=True)
 
     assert (row["service_date"], row["issue_date"], row["horizon"]) == (FIRST, FIRST, 1)
@@ -411,7 +411,7 @@ def test_a_counter_has_a_status_and_stands_at_a_site(tables: Tables) -> None:
 
 def test_the_history_of_a_model_has_its_forecasts_and_what_came_true(tables: Tables) -> None:
     (row,) = tables["model_history"].rows(named=True)
-    assert (row["model_version"], row["forecasts"], row["hours_with_truth"]) == ("4", 2, 1)
+    assert (row["model_version"], row["forecasts"], row["hours_with_truth"]) == ("4", 3, 1)
     assert (row["first_issue_date"], row["last_issue_date"], row["issue_dates"]) == (FIRST, FIRST, 1)
     assert row["rmse"] == 2.0
     assert row["skill"] == pytest.approx(1 - 2 / 5)

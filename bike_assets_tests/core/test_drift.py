@@ -186,15 +186,26 @@ def test_a_new_counter_is_told_and_those_of_the_first_day_are_not() -> None:
     assert [(alarm.about, alarm.which) for alarm in told] == [("new_counter", "new")]
 
 
-def test_lost_skill_needs_size_and_certainty() -> None:
+def test_lost_skill_needs_size_certainty_and_lost_accuracy() -> None:
     policy = DriftPolicy()
-    assert skill_fell(SkillChange(0.30, 0.10, 0.001, 28), policy)
-    assert not skill_fell(SkillChange(0.30, 0.20, 0.001, 28), policy)
-    assert not skill_fell(SkillChange(0.30, 0.10, 0.2, 28), policy)
+    assert skill_fell(SkillChange(0.25, 0.10, 0.01, 28, 0.2), policy)
+    assert not skill_fell(SkillChange(0.25, 0.101, 0.01, 28, 0.2), policy)
+    assert not skill_fell(SkillChange(0.25, 0.10, 0.0101, 28, 0.2), policy)
+    assert not skill_fell(SkillChange(0.25, 0.10, 0.01, 28, 0.199), policy), "the baseline alone got better"
+    assert not skill_fell(SkillChange(0.25, 0.10, 0.01, 28, None), policy)
     assert not skill_fell(SkillChange(None, None, None, 3), policy)
 
 
-@pytest.mark.parametrize("wrong", [{"skill_p": 0.0}, {"network_change": 1.0}, {"sudden_z": -1.0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"skill_p": 0.0},
+        {"network_change": 1.0},
+        {"sudden_z": -1.0},
+        {"error_rise": 0.0},
+        {"slow_z": float("nan")},
+    ],
+)
 def test_a_policy_that_makes_no_sense_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(PermanentError, match=next(iter(wrong))):
         DriftPolicy(**wrong)

@@ -78,6 +78,35 @@ def test_the_cooldown_changes_no_other_answer() -> None:
 
 
 @pytest.mark.parametrize(
+    ("since", "r2", "decision"),
+    [
+        (7, 0.66, "tried"),
+        (27, 0.66, "tried"),
+        (28, 0.66, "retrain_proactive"),
+        (None, 0.66, "retrain_proactive"),
+        (7, 0.65, "tried"),
+        (7, 0.6499, "retrain_reactive"),
+    ],
+)
+def test_a_training_that_brought_nothing_is_not_repeated_at_once(
+    since: int | None, r2: float, decision: str
+) -> None:
+    answer = decide(r2, 0.6, days_since_no_gain=since)
+    assert (answer.decision, answer.retrain) == (decision, decision.startswith("retrain_"))
+
+
+def test_lost_skill_that_a_training_did_not_bring_back_is_not_tried_again_at_once() -> None:
+    lost = {"skill_fell": True, "days_since_no_gain": 14}
+    answer = decide(0.9, 0.0, **lost)
+    assert answer.decision == "tried"
+    assert answer.reasons[1] == "a training 14 days ago brought nothing, another is asked for after 28 days"
+    assert decide(0.9, 0.0, **lost, policy=RetrainingPolicy(no_gain_days=14)).decision == "retrain_reactive"
+    assert decide(0.9, 0.0, **lost, force=True).decision == "retrain_forced"
+    assert decide(0.9, 0.0, **lost, days_since_training=6).decision == "cooldown"
+    assert decide(0.9, 0.0, days_since_no_gain=14).decision == "fine", "it changes no other answer"
+
+
+@pytest.mark.parametrize(
     ("trainings", "decision"), [(3, "retrain_reactive"), (4, "over_budget"), (300, "over_budget")]
 )
 def test_the_cost_bound(trainings: int, decision: str) -> None:
@@ -161,7 +190,8 @@ def test_a_drift_share_that_is_none_is_refused(bad: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["n_truth_rows", "n_truth_days", "days_since_training", "trainings_in_period"]
+    "name",
+    ["n_truth_rows", "n_truth_days", "days_since_training", "days_since_no_gain", "trainings_in_period"],
 )
 def test_negative_counts_are_refused(name: str) -> None:
     with pytest.raises(ContractError, match="negative"):
@@ -201,6 +231,7 @@ def test_the_bounds_are_the_policys() -> None:
         {"drift_warning": 0.0},
         {"min_truth_rows": 0},
         {"cooldown_days": -1},
+        {"no_gain_days": -1},
         {"max_trainings": 0},
         {"min_truth_days": 0},
         {"budget_days": 0},
@@ -224,6 +255,7 @@ def test_a_senseless_policy_is_refused(broken: dict[str, Any]) -> None:
         {"max_trainings": 1},
         {"budget_days": 1},
         {"cooldown_days": 0},
+        {"no_gain_days": 0},
         {"min_gain_per_hour": 0.0},
     ],
 )

@@ -1,4 +1,5 @@
--- The realised error of every vintage: sums from which RMSE, MAE, WAPE and skill of any grouping follow.
+-- The realised error of every vintage: sums from which RMSE, MAE, WAPE and skill of any grouping follow. Impossible
+-- counts are no truth: training leaves them out too.
 with errors as (
     select
         predictions.service_date as issue_date,
@@ -15,6 +16,7 @@ with errors as (
     inner join {{ ref("cleaned_counts") }} as counts
         on predictions.counter_id = counts.counter_id and predictions.target_ts = counts.ts_utc
     where counts.hourly_count is not null
+        and not counts.is_spike
         and {{ every_day("counts.service_date") }}
         and {{ every_day("predictions.service_date") }}
 )
