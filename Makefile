@@ -4,6 +4,7 @@
 # registry into .uv-bootstrap/; an interpreter is never downloaded.
 
 HOME_DIR ?= .bike
+COMMIT ?= HEAD
 ARGS ?=
 # Two test processes, a file in one of them, in the order of the folders: most tests wait for processes of their own.
 WORKERS ?= -n 2 --dist loadfile --no-loadscope-reorder
@@ -38,7 +39,7 @@ export GX_ANALYTICS_ENABLED := false
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-all check lint-deploy audit up compose-up bench clean python
+.PHONY: help demo test test-all check lint-deploy dbt-slim audit up compose-up bench clean python
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -52,14 +53,18 @@ test: $(UV) ## the test suite without the proofs that take minutes
 test-all: $(UV) ## the test suite with the proofs that take minutes
 	$(RUN) pytest $(ARGS)
 
-check: $(UV) ## lint, formatting, types, import contracts
+check: $(UV) ## lint, formatting, types, import contracts, what Dagster loads
 	$(RUN) ruff check
 	$(RUN) ruff format --check
 	$(RUN) mypy
 	$(RUN) lint-imports
+	$(RUN) dg check defs
 
 lint-deploy: $(UV) ## lint of workflows, Dockerfiles and manifests, and a search for secrets
 	UV="$(UV)" PYTHON="$(PYTHON)" .ci/lint-deploy
+
+dbt-slim: $(UV) ## changed dbt models and what follows, built beside a home of other code (HOME_DIR=.bike, COMMIT=HEAD)
+	$(RUN) .ci/dbt-slim "$(HOME_DIR)" "$(COMMIT)"
 
 audit: $(UV) ## known vulnerabilities of what uv.lock installs
 	$(UV) audit --locked --preview-features audit-command

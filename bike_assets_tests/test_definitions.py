@@ -3,6 +3,7 @@
 import json
 import os
 import pkgutil
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -14,6 +15,7 @@ import pytest
 
 from bike_assets import core
 from bike_assets.settings import REPOSITORY
+from bike_assets_tests.homes import environment
 
 DAILY = {
     "raw_counts",
@@ -274,3 +276,30 @@ def test_resources_can_be_replaced(home: Path) -> None:
     done = python(code, BIKE_HOME=str(home))
 
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_make_check_finds_a_definition_that_cannot_be(tmp_path: Path) -> None:
+    """`dg check defs`, as `make check` runs it: a job of an asset that nobody makes."""
+    for name in ("bike_assets", "dbt_project"):
+        shutil.copytree(REPOSITORY / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(REPOSITORY / "pyproject.toml", tmp_path)
+    jobs = tmp_path / "bike_assets" / "jobs.py"
+    right = jobs.read_text(encoding="utf-8")
+
+    def check() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(Path(sys.executable).parent / "dg"), "check", "defs"],
+            env=environment(PYTHONPATH=str(tmp_path)),
+            cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False,
+        )  # fmt: skip
+
+    assert '("drift_report", ' in right
+    jobs.write_text(right.replace('("drift_report", ', '("drift_rapport", '), encoding="utf-8")
+    wrong = check()
+    assert wrong.returncode == 1
+    assert "AssetKey(s) ['drift_rapport'] were selected" in wrong.stdout + wrong.stderr
+
+    jobs.write_text(right, encoding="utf-8")
+    done = check()
+    assert done.returncode == 0, done.stdout + done.stderr

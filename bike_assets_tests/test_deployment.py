@@ -27,7 +27,7 @@ CORE = {"dagster-webserver", "dagster-daemon", "code-location", "postgres", "mlf
 SERVICES = CORE | {"serving-green", "prometheus"}
 ONE_SHOT = {"bundle-keys", "mlflow-users"}
 TARGETS = {
-    *("help", "demo", "test", "test-all", "check", "lint-deploy", "audit"),
+    *("help", "demo", "test", "test-all", "check", "lint-deploy", "dbt-slim", "audit"),
     *("up", "compose-up", "bench", "clean"),
 }
 VARIABLE = re.compile(r"\$\{(?P<name>[A-Z_]+)(?P<operator>:?[-?+])?(?P<rest>[^}]*)\}")
@@ -433,7 +433,9 @@ def test_workflow_is_bounded_and_pinned(workflow: Path) -> None:
 
 
 def test_workflows_run_what_people_run() -> None:
-    assert {path.stem for path in WORKFLOWS} == {"check", "test", "image", "audit", "release", "deploy"}
+    assert {path.stem for path in WORKFLOWS} == {
+        *("check", "test", "dbt", "image", "audit", "release", "deploy")
+    }
     commands = {
         path.stem: {
             step["run"] for job in _yaml(path)["jobs"].values() for step in job["steps"] if "run" in step
@@ -442,8 +444,22 @@ def test_workflows_run_what_people_run() -> None:
     }
     assert commands["check"] == {"make check", "make lint-deploy"}
     assert commands["test"] == {"make test", "make demo", "make test-all"}
+    assert 'make dbt-slim COMMIT="$COMMIT"' in commands["dbt"]
     assert commands["audit"] == {"make audit"}
     assert commands["check"] | {"make test"} <= commands["release"]
+
+
+def test_changed_models_are_built_beside_what_the_last_run_on_main_left() -> None:
+    steps = _yaml(ROOT / ".github" / "workflows" / "test.yml")["jobs"]["test"]["steps"]
+    (left,) = (step["with"] for step in steps if "upload-artifact" in step.get("uses", ""))
+    needed = re.search(
+        r"^for file in (.+); do$", (ROOT / ".ci" / "dbt-slim").read_text("utf-8"), re.MULTILINE
+    )
+    assert needed
+    assert left["path"].split() == [f".bike/{file}" for file in needed[1].split()]
+    fetches = (ROOT / ".github" / "workflows" / "dbt.yml").read_text(encoding="utf-8")
+    assert "--workflow test.yml --branch main" in fetches
+    assert f"--name {left['name']} --dir .bike" in fetches
 
 
 def test_workflow_tests_every_python_that_the_project_promises() -> None:
@@ -473,7 +489,8 @@ def test_make_alone_lists_every_target_on_a_line_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("target", "commands"),
     [
-        ("check", ["ruff check", "ruff format --check", "mypy", "lint-imports"]),
+        ("check", ["ruff check", "ruff format --check", "mypy", "lint-imports", "dg check defs"]),
+        ("dbt-slim", ['.ci/dbt-slim ".bike" "HEAD"']),
         ("test", ['pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder']),
         ("test-all", ["pytest"]),
         ("demo", ['bike-assets demo --home ".bike"']),
