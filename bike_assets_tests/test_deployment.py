@@ -292,6 +292,63 @@ def test_every_image_is_pinned(services: dict[str, dict[str, Any]]) -> None:
             assert base in stages or re.match(r".+:\d+\.\d+", base), f"{dockerfile.name}: {base}"
 
 
+def test_images_of_others_are_pinned_to_what_a_registry_says_their_names_mean(tmp_path: Path) -> None:
+    named = ("docker-compose.yml", "deploy/kubernetes/components/gke/cloud-sql.yaml")
+    files = [*named, *(str(path.relative_to(ROOT)) for path in DOCKERFILES)]
+    for file in (*files, "deploy/pin-digests"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / file, tmp_path / file)
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    registry = tools / "docker"
+
+    def pin(says: str, *only: str) -> subprocess.CompletedProcess[str]:
+        registry.write_text(f'#!/bin/sh\n[ "$1 $2 $3" = "buildx imagetools inspect" ] && {says}\n')
+        registry.chmod(0o755)
+        return subprocess.run(
+            [str(tmp_path / "deploy" / "pin-digests"), *only],
+            env={**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"},
+            cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+
+    def images() -> set[str]:
+        text = "\n".join((tmp_path / file).read_text(encoding="utf-8") for file in files)
+        return set(re.findall(r"^(?:FROM|\s*image:) +(\S+:\S+)", text, re.MULTILINE))
+
+    before = images()
+    ours = {image for image in before if image.startswith("bike-")}
+    assert len(before - ours) == 5
+
+    for no_answer in ("exit 1", "echo none"):
+        assert pin(no_answer, *files).returncode != 0
+    assert images() == before
+
+    for answer in ("a", "b"):  # a second time, when the names mean something else
+        assert pin(f"echo sha256:{answer * 64}", *files).returncode == 0
+        assert images() == ours | {f"{image}@sha256:{answer * 64}" for image in before - ours}
+
+    # Without a file it takes those of git that name an image.
+    for arguments in (("init", "--quiet"), ("add", "--all")):
+        subprocess.run(["git", *arguments], cwd=tmp_path, check=True)
+    assert pin(f"echo sha256:{'c' * 64}").returncode == 0
+    assert images() == ours | {f"{image}@sha256:{'c' * 64}" for image in before - ours}
+
+
+def test_workflows_pin_what_they_build_on_and_what_they_deploy() -> None:
+    def runs(workflow: str, job: str) -> list[str]:
+        return [
+            step.get("run", "")
+            for step in _yaml(ROOT / ".github" / "workflows" / workflow)["jobs"][job]["steps"]
+        ]
+
+    building = runs("release.yml", "image")
+    pinned = building.index('deploy/pin-digests "$DOCKERFILE"')
+    assert pinned < min(number for number, run in enumerate(building) if "buildx build" in run)
+    apply = next(run for run in runs("deploy.yml", "deploy") if "blue-green" in run and "apply" in run)
+    (file,) = re.findall(r"^deploy/pin-digests (\S+)$", apply, re.MULTILINE)
+    assert "image:" in (ROOT / file).read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_image_is_locked_unprivileged_and_builds_from_the_context(dockerfile: Path) -> None:
     text = dockerfile.read_text(encoding="utf-8").replace("\\\n", " ")
