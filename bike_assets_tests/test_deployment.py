@@ -24,7 +24,7 @@ DOCKERFILES = (ROOT / "deploy" / "platform.Dockerfile", ROOT / "serving" / "Dock
 
 SLOTS = {"serving-blue", "serving-green"}
 CORE = {"dagster-webserver", "dagster-daemon", "code-location", "postgres", "mlflow", "serving-blue", "proxy"}
-SERVICES = CORE | {"serving-green", "prometheus"}
+SERVICES = CORE | {"serving-green", "prometheus", "cloud-sql"}
 ONE_SHOT = {"bundle-keys", "mlflow-users"}
 TARGETS = {
     *("help", "demo", "test", "test-all", "check", "lint-deploy", "dbt-slim", "audit"),
@@ -120,11 +120,11 @@ def test_what_a_service_waits_for_can_happen(services: dict[str, dict[str, Any]]
                 assert how["condition"] == expected, f"{name} → {other}"
         else:  # the proxy and Prometheus start before there is a champion, and are healthy without one
             assert waits == ["serving-blue"]
-    for name in SERVICES - {"postgres"}:
+    for name in SERVICES - {"postgres", "cloud-sql"}:
         assert services[name]["depends_on"], name
 
 
-def test_profiles_are_the_platform_its_watch_and_the_second_slot(services: dict[str, dict[str, Any]]) -> None:
+def test_profiles_are_the_platform_and_what_may_stand_beside_it(services: dict[str, dict[str, Any]]) -> None:
     found: dict[str, set[str]] = {}
     for name, service in services.items():
         (profile,) = service["profiles"]
@@ -132,6 +132,7 @@ def test_profiles_are_the_platform_its_watch_and_the_second_slot(services: dict[
     assert found == {
         "core": CORE | ONE_SHOT,
         "monitoring": {"prometheus"},
+        "cloud-sql": {"cloud-sql"},
         "green": {"serving-green"},
     }
 
@@ -463,7 +464,14 @@ def test_postgres_makes_both_databases_with_the_passwords_that_compose_gives(
     assert made == {"dagster": "DAGSTER_POSTGRES_PASSWORD", "mlflow": "MLFLOW_POSTGRES_PASSWORD"}
     assert set(made.values()) <= set(services["postgres"]["environment"])
     assert services["code-location"]["environment"]["DAGSTER_POSTGRES_DB"] in made
-    assert services["mlflow"]["environment"]["MLFLOW_BACKEND_STORE_URI"].rpartition("/")[2] in made
+    mlflow = services["mlflow"]["environment"]
+    assert mlflow["MLFLOW_BACKEND_STORE_URI"].rpartition("/")[2] in made
+    # Both databases move together: to another server by one variable.
+    assert f"database_uri = {mlflow['MLFLOW_BACKEND_STORE_URI']}\n" in (
+        ROOT / "deploy" / "mlflow" / "auth.ini"
+    ).read_text(encoding="utf-8")
+    assert "@/" in mlflow["MLFLOW_BACKEND_STORE_URI"]
+    assert mlflow["PGHOST"] == services["code-location"]["environment"]["DAGSTER_POSTGRES_HOST"]
     assert _mounts(services["postgres"])["./deploy/postgres/init.sh"] == (
         "/docker-entrypoint-initdb.d/init.sh",
         True,

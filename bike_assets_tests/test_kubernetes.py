@@ -31,6 +31,7 @@ OTHERS = (
     "DAGSTER_LOGS_BUCKET",
     "DAGSTER_CURRENT_IMAGE",
     "MLFLOW_",
+    "PGHOST",
     "PGPASSWORD",
     "HOME",
 )

@@ -142,24 +142,38 @@ def postgres_server() -> Iterator[PostgresServer]:
         assert made.returncode == 0, made.stderr
         options = ["-p", f"{port}", "-k", folder, "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"]
         with serving([*as_user, str(programs / "postgres"), "-D", data, *options], port):
-            server = PostgresServer(port, passwords, programs)
-            subprocess.run(
-                ["sh", str(REPOSITORY / "deploy" / "postgres" / "init.sh")],
-                env={
-                    **os.environ,
-                    "PATH": f"{programs}:{os.environ['PATH']}",
-                    "PGHOST": "127.0.0.1",
-                    "PGPORT": f"{port}",
-                    "PGPASSWORD": passwords["postgres"],
-                    "POSTGRES_USER": "postgres",
-                    "DAGSTER_POSTGRES_PASSWORD": passwords["dagster"],
-                    "MLFLOW_POSTGRES_PASSWORD": passwords["mlflow"],
-                },
-                capture_output=True,
-                timeout=60,
-                check=True,
-            )
-            yield server
+            # It listens a moment before it lets anybody in.
+            ready = [str(programs / "pg_isready"), "--quiet", "--host", "127.0.0.1", "--port", f"{port}"]
+            deadline = time.monotonic() + START_SECONDS
+            while subprocess.run(ready, check=False).returncode:
+                assert time.monotonic() < deadline, "PostgreSQL listens and lets nobody in"
+                time.sleep(0.1)
+            # Whoever makes the databases is no superuser, as nobody is in Cloud SQL.
+            maker = "CREATE ROLE maker LOGIN CREATEDB CREATEROLE PASSWORD :'password'"
+            for command, given in (
+                (["psql", "--username", "postgres", "--set", f"password={passwords['postgres']}"], maker),
+                (["sh", str(REPOSITORY / "deploy" / "postgres" / "init.sh")], ""),
+            ):
+                made = subprocess.run(
+                    command,
+                    env={
+                        **os.environ,
+                        "PATH": f"{programs}:{os.environ['PATH']}",
+                        "PGHOST": "127.0.0.1",
+                        "PGPORT": f"{port}",
+                        "PGPASSWORD": passwords["postgres"],
+                        "POSTGRES_USER": "maker",
+                        "DAGSTER_POSTGRES_PASSWORD": passwords["dagster"],
+                        "MLFLOW_POSTGRES_PASSWORD": passwords["mlflow"],
+                    },
+                    input=given,
+                    text=True,
+                    capture_output=True,
+                    timeout=60,
+                    check=False,
+                )
+                assert made.returncode == 0, made.stderr
+            yield PostgresServer(port, passwords, programs)
 
 
 @dataclass(frozen=True)
