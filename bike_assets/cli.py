@@ -1,5 +1,8 @@
 """`bike-assets`: the commands people type. Progress goes to stderr, results to stdout, errors are one line."""
 
+import atexit
+import logging
+import os
 import sys
 from datetime import date, datetime
 from typing import Annotated, Any
@@ -174,13 +177,23 @@ def status(home: Home = DEFAULT_HOME, as_json: AsJson = False, debug: Debug = Fa
 
 @app.command()
 def doctor(home: Home = DEFAULT_HOME, as_json: AsJson = False, debug: Debug = False) -> None:
-    """Try every connection, permission and version that the settings need, and say what to do where one fails."""
-    settings = read_settings(home)
-    from bike_assets.doctor import as_result, diagnose
+    """Try every connection, permission and version that the settings need, and say what to do where one fails.
 
-    with quiet(settings, debug):
-        findings = diagnose(settings)
+    Asked are the packages, the home, warehouse, MLflow, Dagster's storage, the bucket of bundles, the signing key, the
+    sources of counts and weather, the REST service, and who is alerted. A warning keeps nothing from running; where one
+    fails, the command ends with 1.
+    """
+    settings = read_settings(home)
+    from bike_assets.doctor import are_waiting, as_result, diagnose
+
+    if not debug:  # Clients tell of every attempt; what came of them is in the findings.
+        logging.disable(logging.WARNING)
+    with progress() as say, quiet(settings, debug):
+        findings = diagnose(settings, say=lambda check: say(f"asking: {check}"))
     report(as_result(settings, findings), as_json, _print_findings)
+    if are_waiting():
+        # Libraries that are taken down under a thread of theirs fill the terminal with complaints.
+        atexit.register(_leave)
     if ill := [each for each in findings if each.outcome == "fail"]:
         raise PermanentError(f"{ill[0].check}: {ill[0].found}; {ill[0].remedy}")
 
@@ -238,6 +251,12 @@ def main() -> None:
         text = " ".join(str(error).split()) or type(error).__name__
         tell(f"error: {type(error).__name__}: {text}; run again with --debug to see where")
         sys.exit(1)
+
+
+def _leave() -> None:
+    """End the process where it stands; only a check that failed is waited for in vain."""
+    sys.stdout.flush()
+    os._exit(1)
 
 
 def _day(value: datetime | None) -> date | None:

@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import threading
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -18,13 +19,16 @@ from typing import Any, Final, Literal
 
 from packaging.requirements import Requirement
 
-from bike_assets.core.errors import BikeError
+from bike_assets.core.errors import PermanentError, TransientError
 from bike_assets.settings import Settings
 
 Outcome = Literal["ok", "warn", "fail"]
 
 SECONDS: Final = 45.0
 """How long a check may take. Clients try for minutes, which is right at night and wrong for someone who asks."""
+
+_THREAD: Final = "doctor:"
+"""What the names of the checks' threads begin with."""
 
 FREE_GIGABYTES: Final = 2.0
 """Below this much room in the home a training may find the disk full."""
@@ -48,12 +52,15 @@ class _IllError(Exception):
         self.remedy, self.outcome = remedy, outcome
 
 
-def diagnose(settings: Settings, seconds: float = SECONDS) -> list[Finding]:
+def diagnose(
+    settings: Settings, seconds: float = SECONDS, say: Callable[[str], None] = lambda _: None
+) -> list[Finding]:
     """Every check, one after the other; none keeps the others from being made.
 
     Args:
         settings: what to check against.
         seconds: after which a check that has no answer is given up.
+        say: is told which check comes next.
     """
     checks: dict[str, tuple[Callable[[Settings], str], str]] = {
         "packages": (_packages, "uv sync --locked"),
@@ -64,15 +71,21 @@ def diagnose(settings: Settings, seconds: float = SECONDS) -> list[Finding]:
         ),
         "mlflow": (_mlflow, "start the server, and check BIKE_MLFLOW_TRACKING_URI"),
         "dagster": (_dagster, "check DAGSTER_HOME and the database its dagster.yaml names"),
+        "bundles": (_bundles, "check BIKE_BUNDLES_URL"),
         "signing key": (_signing_key, "chmod 600 the key, or restore it from a copy"),
         "source": (_source, "check BIKE_SOURCE and what belongs to it in docs/sources.md"),
+        "weather": (_weather, "check BIKE_WEATHER and what belongs to it in docs/sources.md"),
         "service": (_service, "start the REST service, and check BIKE_SERVING_URL"),
         "alerts": (
             _alerts,
             "set BIKE_ALERT_DISCORD_WEBHOOK or BIKE_ALERT_WEBHOOK, then: bike-assets alerts test",
         ),
     }
-    return [_examined(name, check, remedy, settings, seconds) for name, (check, remedy) in checks.items()]
+    findings = []
+    for name, (check, remedy) in checks.items():
+        say(name)
+        findings.append(_examined(name, check, remedy, settings, seconds))
+    return findings
 
 
 def _examined(
@@ -86,14 +99,16 @@ def _examined(
             findings.append(Finding(name, "ok", check(settings)))
         except _IllError as ill:
             findings.append(Finding(name, ill.outcome, str(ill), ill.remedy))
+        except PermanentError as error:  # ends with what to do, where it knows
+            text, _, own = str(error).rpartition("; ")
+            findings.append(Finding(name, "fail", text or own, own if text else remedy))
+        except TransientError as error:  # says to run again, which is what was just done
+            findings.append(Finding(name, "fail", str(error).removesuffix("; run again"), remedy))
         except Exception as error:  # whatever a library raises is what was to be found out
-            text = str(error).strip().splitlines() or [type(error).__name__]
-            own = isinstance(error, BikeError)
-            findings.append(
-                Finding(name, "fail", text[0] if own else f"{type(error).__name__}: {text[0]}", remedy)
-            )
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            findings.append(Finding(name, "fail", f"{type(error).__name__}: {lines[0]}", remedy))
 
-    thread = threading.Thread(target=examine, daemon=True)
+    thread = threading.Thread(target=examine, daemon=True, name=f"{_THREAD} {name}")
     thread.start()
     thread.join(seconds)
     return findings[0] if findings else Finding(name, "fail", f"no answer within {seconds:g} s", remedy)
@@ -154,16 +169,34 @@ def _mlflow(settings: Settings) -> str:
 
 
 def _dagster(settings: Settings) -> str:
-    from bike_assets.home import open_instance
+    from dagster_postgres.utils import DagsterPostgresException
 
-    with open_instance(settings) as instance:
-        runs = instance.get_runs_count()
-        storage = type(instance.run_storage).__name__
-    if settings.env != "local" and "Sqlite" in storage:
+    from bike_assets.home import deployed_instance, open_instance
+
+    try:
+        with open_instance(settings) as instance:
+            runs = instance.get_runs_count()
+            in_files = "Sqlite" in type(instance.run_storage).__name__
+    except DagsterPostgresException as error:  # tried several times; why is in what it comes from
         raise _IllError(
-            f"its state is in files: {storage}", "set DAGSTER_HOME to a folder with deploy/dagster.yaml"
+            f"PostgreSQL: {str(getattr(error.__cause__, 'orig', error)).splitlines()[0]}",
+            "start it, and check DAGSTER_POSTGRES_HOST, _USER, _DB and _PASSWORD",
+        ) from error
+    place = deployed_instance(settings) or settings.dagster_home
+    if settings.env != "local" and in_files:
+        raise _IllError(
+            f"its state is in files, in {place}", "set DAGSTER_HOME to a folder with deploy/dagster.yaml"
         )
-    return f"{storage}, {runs} runs"
+    return f"{'files' if in_files else 'PostgreSQL'} by {place}, {runs} runs"
+
+
+def _bundles(settings: Settings) -> str:
+    from bike_assets.resources.bucket import prove
+
+    if not settings.bundles_url:
+        return f"{settings.bundles_dir}, and no bucket"
+    prove(settings.bundles_url)
+    return f"{settings.bundles_url} can be written"
 
 
 def _signing_key(settings: Settings) -> str:
@@ -190,6 +223,20 @@ def _source(settings: Settings) -> str:
     return "the simulator"
 
 
+def _weather(settings: Settings) -> str:
+    source = settings.weather_source
+    if source == "file":
+        missing = [str(path) for path in settings.weather_data if not Path(path).exists()]
+        if missing or not settings.weather_data:
+            raise _IllError(
+                f"no file: {', '.join(missing) or 'none is named'}", "name files with BIKE_WEATHER_DATA"
+            )
+    if source == "open-meteo":
+        where = f"latitude={settings.weather_latitude}&longitude={settings.weather_longitude}"
+        json.loads(_get(f"{settings.open_meteo_forecast_url}?{where}&hourly=temperature_2m&forecast_days=1"))
+    return source
+
+
 def _service(settings: Settings) -> str:
     if not settings.serving_url:
         raise _IllError("none is watched", "set BIKE_SERVING_URL", "warn")
@@ -212,8 +259,18 @@ def _get(address: str) -> str:
     """What an address of the settings answers."""
     if not address.startswith(("http://", "https://")):
         raise _IllError(f"{address} is no web address", "begin it with http:// or https://")
-    with urllib.request.urlopen(address, timeout=SECONDS) as answer:  # noqa: S310  the scheme was looked at
-        return str(answer.read().decode().strip())
+    try:
+        with urllib.request.urlopen(address, timeout=SECONDS) as answer:  # noqa: S310  the scheme was looked at
+            return str(answer.read().decode().strip())
+    except urllib.error.HTTPError as error:
+        raise TransientError(f"{address.partition('?')[0]} answers {error.code}") from error
+    except urllib.error.URLError as error:
+        raise TransientError(f"{address.partition('?')[0]} cannot be reached: {error.reason}") from error
+
+
+def are_waiting() -> bool:
+    """Whether a check that was given up still waits for its answer."""
+    return any(thread.name.startswith(_THREAD) for thread in threading.enumerate())
 
 
 def as_result(settings: Settings, findings: list[Finding]) -> dict[str, Any]:

@@ -12,7 +12,8 @@ import pytest
 from bike_assets import doctor
 from bike_assets.doctor import Finding, diagnose, is_healthy
 from bike_assets.resources.warehouse import DuckDBWarehouse
-from bike_assets.settings import Settings, load_settings
+from bike_assets.settings import REPOSITORY, Settings, load_settings
+from bike_assets_tests.emulators.processes import free_port
 from bike_assets_tests.homes import bike_assets, one_json
 from bike_assets_tests.resources.test_warehouse import DAY, TABLE, rows
 
@@ -28,7 +29,7 @@ def answers() -> Iterator[dict[str, str]]:
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            text = said.get(self.path)
+            text = said.get(self.path.partition("?")[0])
             self.send_response(200 if text is not None else 503)
             self.end_headers()
             self.wfile.write((text or "").encode())
@@ -92,14 +93,17 @@ def test_servers_are_asked_and_their_version_is_compared(settings: Settings, ans
     served = settings.model_copy(
         update={"serving_url": answers[""], "source": "paris", "paris_portal": answers[""]}
     )
+    served = served.model_copy(update={"open_meteo_forecast_url": answers[""] + "/forecast"})
     ill = found(served)
-    assert {ill["service"].outcome, ill["source"].outcome} == {"fail"}
-    assert "503" in ill["service"].found
+    assert {ill[name].outcome for name in ("service", "source", "weather")} == {"fail"}
+    assert ill["service"].found == f"{answers['']}/ready answers 503"
+    assert "BIKE_SERVING_URL" in ill["service"].remedy
 
     answers["/ready"] = "{}"
     answers[f"/api/explore/v2.1/catalog/datasets/{settings.paris_dataset}"] = "{}"
+    answers["/forecast"] = "{}"
     well = found(served)
-    assert {well["service"].outcome, well["source"].outcome} == {"ok"}
+    assert {well[name].outcome for name in ("service", "source", "weather")} == {"ok"}
 
 
 def test_a_package_of_another_version_is_named(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> None:
@@ -130,6 +134,37 @@ def test_the_command_says_what_to_do_and_fails_where_something_is_ill(tmp_path: 
     assert (result["healthy"], source["outcome"]) == (False, "fail")
     assert "BIKE_DATA" in source["remedy"]
     assert ill.stderr.splitlines()[-1].startswith("error: source: no file"), ill.stderr
+
+
+@pytest.mark.slow
+def test_what_does_not_answer_in_the_cloud_is_named_with_its_address(tmp_path: Path) -> None:
+    nobody = f"http://127.0.0.1:{free_port()}"
+    (tmp_path / "dagster.yaml").write_bytes((REPOSITORY / "deploy" / "dagster.yaml").read_bytes())
+    done = bike_assets(
+        "doctor", "--home", tmp_path / "home", "--json",
+        env={
+            "BIKE_ENV": "prod",
+            "BIKE_MLFLOW_TRACKING_URI": nobody,
+            "BIKE_BIGQUERY_ENDPOINT": nobody,
+            "BIKE_BUNDLES_URL": "gs://bundles/here",
+            "STORAGE_EMULATOR_HOST": nobody,
+            "DAGSTER_HOME": str(tmp_path),
+            "DAGSTER_POSTGRES_HOST": "nobody.invalid",
+            **{f"DAGSTER_POSTGRES_{name}": "x" for name in ("USER", "DB", "PASSWORD")},
+        },
+    )  # fmt: skip
+
+    assert done.returncode == 1
+    checks = {each["check"]: each for each in one_json(done.stdout)["checks"]}
+    assert checks["mlflow"]["found"].startswith(f"{nobody}/version cannot be reached")
+    assert "nobody.invalid" in checks["dagster"]["found"]
+    assert "DAGSTER_POSTGRES_HOST" in checks["dagster"]["remedy"]
+    assert checks["bundles"]["found"].startswith("gs://bundles/here cannot be reached")
+    assert checks["warehouse"]["found"] == "no answer within 45 s"
+    # One line a check, one line for the end: no library says anything else, also of the check that was given up.
+    said = done.stderr.splitlines()
+    assert said[:-1] == [f"asking: {name}" for name in checks]
+    assert said[-1].startswith("error: warehouse: no answer")
 
 
 @pytest.mark.slow

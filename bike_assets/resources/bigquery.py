@@ -92,8 +92,8 @@ class BigQueryConnection(BigQueryResource):
                 yield client
         except GoogleAuthError as error:
             raise PermanentError(
-                f"BigQuery cannot be asked without credentials: {_first_line(error)}; run gcloud auth "
-                "application-default login, or give the workload an identity"
+                f"BigQuery cannot be asked without credentials: {_first_line(error).partition('. ')[0]}; run gcloud "
+                "auth application-default login, or give the workload an identity"
             ) from error
 
     def reader(self, client: bigquery.Client) -> BigQueryReadClient | None:

@@ -6,7 +6,9 @@ which the service does without Google's libraries (`bike_serving.bucket`).
 
 import base64
 import hashlib
-from contextlib import closing
+import uuid
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 
 _LAST: Final = "manifest.json"
 """Written after everything else: who finds it finds the whole bundle."""
+
+_PROOF_SECONDS: Final = 10.0
+"""Whoever asks whether a bucket can be written waits for the answer."""
 
 
 def put_bundle(folder: Path, url: str) -> None:
@@ -34,24 +39,46 @@ def put_bundle(folder: Path, url: str) -> None:
         PermanentError: the address is none, the bucket refuses, or it holds another file of that name.
         TransientError: the bucket cannot be reached.
     """
+    names = sorted((entry.name for entry in folder.iterdir()), key=lambda name: (name == _LAST, name))
+    with _opened(url) as (bucket, place):
+        for name in names:
+            _put(bucket, f"{place}{folder.name}/{name}", folder / name)
+
+
+def prove(url: str) -> None:
+    """Put an object where bundles go, and take it away again.
+
+    Args:
+        url: `gs://bucket/folder` that bundles are in.
+
+    Raises:
+        PermanentError: the address is none, or the bucket refuses.
+        TransientError: the bucket cannot be reached.
+    """
+    with _opened(url) as (bucket, place):
+        probe = bucket.blob(f"{place}.doctor-{uuid.uuid4().hex}")
+        probe.upload_from_string(b"", if_generation_match=0, timeout=_PROOF_SECONDS, retry=None)
+        probe.delete(timeout=_PROOF_SECONDS)
+
+
+@contextmanager
+def _opened(url: str) -> Iterator[tuple["Bucket", str]]:
+    """The bucket of an address, and what its objects' names begin with; what Google's client raises, as ours."""
     from google.api_core.exceptions import Forbidden, GoogleAPIError, NotFound
     from google.auth.exceptions import GoogleAuthError
 
     address = urlsplit(url)
     if address.scheme != "gs" or not address.netloc:
         raise PermanentError(f"{url!r} is no bucket; set BIKE_BUNDLES_URL to gs://bucket/folder")
-    prefix = "/".join(part for part in (address.path.strip("/"), folder.name) if part)
-    names = sorted((entry.name for entry in folder.iterdir()), key=lambda name: (name == _LAST, name))
+    folder = address.path.strip("/")
     try:
         from google.cloud.storage import Client
 
         with closing(Client()) as client:
-            bucket = client.bucket(address.netloc)
-            for name in names:
-                _put(bucket, f"{prefix}/{name}", folder / name)
+            yield client.bucket(address.netloc), f"{folder}/" if folder else ""
     except (Forbidden, NotFound, GoogleAuthError) as error:
         raise PermanentError(
-            f"{url} cannot be written: {str(error).splitlines()[0]}; give the identity "
+            f"{url} cannot be written: {str(error).splitlines()[0].partition('. ')[0]}; give the identity "
             "roles/storage.objectUser on the bucket"
         ) from error
     except (GoogleAPIError, OSError) as error:

@@ -1,5 +1,6 @@
 """Bundles in a bucket, over real HTTP: put by Google's client, fetched by the service's own calls."""
 
+import contextlib
 import threading
 import uuid
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ import pytest
 from google.cloud import storage
 
 from bike_assets.core.errors import BundleError, PermanentError, TransientError
-from bike_assets.resources.bucket import put_bundle
+from bike_assets.resources.bucket import prove, put_bundle
 from bike_assets_tests.emulators.processes import free_port, storage_emulator
 from bike_serving.bucket import BundleBucket
 
@@ -60,6 +61,17 @@ def test_what_was_put_is_fetched_once(url: str, emulator: str, bundle: Path, tmp
     unreachable.fetch(BUNDLE, tmp_path / "fetched")
     with pytest.raises(TransientError, match="cannot be reached"):
         unreachable.fetch("f" * 32, tmp_path / "fetched")
+
+
+def test_a_bucket_is_proven_by_writing_to_it_and_left_as_it_was(url: str, bundle: Path) -> None:
+    put_bundle(bundle, url)
+    prove(url)
+
+    name = url.split("/")[2]
+    with contextlib.closing(storage.Client(project="city")) as client:
+        assert len(list(client.list_blobs(name))) == len(FILES)
+    with pytest.raises(PermanentError, match="cannot be written"):
+        prove("gs://no-such-bucket/bundles")
 
 
 def test_the_same_bundle_may_be_put_again_and_by_two_at_once(url: str, bundle: Path) -> None:
