@@ -25,7 +25,7 @@ from bike_assets.core.backtest import Origin, fit, issue, training_data
 from bike_assets.core.calendar import local_columns
 from bike_assets.core.drift import DriftPolicy, skill_fell
 from bike_assets.core.features import WARM_UP_DAYS
-from bike_assets.core.health import NOT_LEARNED, UNHEALTHY, counter_health, without
+from bike_assets.core.health import NOT_LEARNED, counter_health, of_healthy_days, without
 from bike_assets.core.intervals import target_day
 from bike_assets.core.retraining import decide_retraining
 from bike_assets.core.skill import skill_change
@@ -88,8 +88,8 @@ def decisions(seed: int, counters: int, *, worse: bool) -> list[tuple[date, str,
     if worse:
         scored = an_hour_late(scored)
     scored = scored.with_columns(day=target_day())
-    ahead = without(scored.filter(horizon=1), health, UNHEALTHY).drop_nulls("mean4")
-    held_out = without(forecaster.holdout.filter(horizon=1), health, UNHEALTHY).drop_nulls("mean4")
+    ahead = of_healthy_days(scored.filter(horizon=1), health).drop_nulls("mean4")
+    held_out = of_healthy_days(forecaster.holdout.filter(horizon=1), health).drop_nulls("mean4")
     answers: list[tuple[date, str, str]] = []
     trained = year.train_until
     for monday in mondays(JUDGED + timedelta(days=7), LAST):

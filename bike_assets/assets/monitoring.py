@@ -36,7 +36,7 @@ from bike_assets.core.drift import (
     reference_days,
     skill_fell,
 )
-from bike_assets.core.health import UNHEALTHY, without
+from bike_assets.core.health import UNHEALTHY, of_healthy_days, without
 from bike_assets.core.metrics import join_truth
 from bike_assets.core.network import GROWING_DAYS, HISTORY_DAYS, Shift, believable_days, network
 from bike_assets.core.profile import PROFILE_COLUMNS, daily_profile
@@ -304,8 +304,8 @@ def champion_errors(
     """The champion's day-ahead forecasts with their truth: of the days before an issue date, and of its held-out days.
 
     The truth is the one that training learns from: a broken counter's impossible counts are no fault of the model.
-    Counters that were not alive are left out of both, and days on which nothing is known. Columns: `service_date`,
-    `counter_id`, `forecast`, `mean4`, `hourly_count`; no rows where there is no champion.
+    Counters that were not alive are left out of both, the day they came back, and days on which nothing is known.
+    Columns: `service_date`, `counter_id`, `forecast`, `mean4`, `hourly_count`; no rows where there is no champion.
     """
     columns = ("service_date", "counter_id", "target_ts", "horizon", "forecast", "mean4")
     champion = registry.by_alias(CHAMPION)
@@ -319,7 +319,7 @@ def champion_errors(
     held_out = registry.load_holdout(champion).filter(horizon=1) if champion else lately.head(0)
     wanted = ("service_date", "counter_id", "forecast", "mean4", "hourly_count")
     healthy = [
-        without(each, health, UNHEALTHY).drop_nulls("mean4").select(wanted) for each in (lately, held_out)
+        of_healthy_days(each, health).drop_nulls("mean4").select(wanted) for each in (lately, held_out)
     ]
     return healthy[0], healthy[1].cast(healthy[0].schema)
 

@@ -362,6 +362,19 @@ def without(counts: pl.DataFrame, health: pl.DataFrame, states: Collection[State
     return counts.join(faulty, on=["counter_id", "service_date"], how="anti")
 
 
+def of_healthy_days(rows: pl.DataFrame, health: pl.DataFrame) -> pl.DataFrame:
+    """The rows of days on which their counter was alive and had been the day before; all where nothing is known.
+
+    What a model is judged by: that a dead counter comes back on the next day is in nobody's forecast.
+
+    Args:
+        rows: has counter_id and service_date.
+        health: `counter_id`, `service_date` and `state` of `counter_health`.
+    """
+    day_after = health.with_columns(pl.col("service_date").dt.offset_by("1d"))
+    return without(without(rows, health, UNHEALTHY), day_after, UNHEALTHY)
+
+
 def incidents(health: pl.DataFrame, bridge_days: int = 2) -> pl.DataFrame:
     """What was wrong with which counter from when to when: one row an incident, opened once.
 

@@ -20,6 +20,7 @@ from bike_assets.core.health import (
     State,
     counter_health,
     incidents,
+    of_healthy_days,
     without,
 )
 from bike_assets_tests.core.synthetic import city
@@ -172,6 +173,19 @@ def test_counts_without_the_days_of_a_state_are_all_others(counts: pl.DataFrame)
     assert gone["service_date"].unique().sort().to_list() == days_between(FAULT, LAST)
     assert_frame_equal(without(counts, health, [State.DEAD]), counts)
     assert_frame_equal(without(counts, health.head(0), UNHEALTHY), counts)
+
+
+def test_a_model_is_not_judged_by_the_day_a_counter_came_back(counts: pl.DataFrame) -> None:
+    health = counter_health(broken(counts, pl.lit(0)), FAULT, LAST).filter(
+        pl.col("service_date") <= FAULT + timedelta(days=1)
+    )
+    rows = counts.select("counter_id", "service_date").unique()
+
+    gone = rows.join(of_healthy_days(rows, health), on=rows.columns, how="anti")
+
+    assert set(gone["counter_id"]) == {"c03"}
+    assert gone["service_date"].sort().to_list() == days_between(FAULT, FAULT + timedelta(days=2))
+    assert_frame_equal(of_healthy_days(rows, health.head(0)), rows)
 
 
 def states(*runs: tuple[str, str, int]) -> pl.DataFrame:
