@@ -34,6 +34,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return settings.home
 
 
+@pytest.mark.slow
 def test_the_best_options_are_written_and_used(home: Path, tmp_path: Path) -> None:
     # Free of any penalty and then exaggerated: what is drawn beats that.
     poor = tmp_path / "poor.json"

@@ -153,6 +153,7 @@ def test_killed_while_dbt_runs(tmp_path: Path, undisturbed: Path, group: bool) -
     assert_same_tables(without_runs(tables(home)), without_runs(tables(undisturbed)))
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_marked_as_failed_and_gives_back_its_place(
     demo_home: DemoHome, tmp_path: Path
 ) -> None:
