@@ -22,8 +22,10 @@ from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import INDEX_SHARD_NAME, SqliteEventLogStorage
 from dagster._serdes import ConfigurableClassData
 
+from bike_assets.pool_wait import WaitsForAPlace
 
-class PooledSqliteEventLogStorage(SqliteEventLogStorage):
+
+class PooledSqliteEventLogStorage(WaitsForAPlace, SqliteEventLogStorage):
     """`SqliteEventLogStorage` with one engine a database instead of one an event and files of runs that begin as a copy
     of the first one's empty tables."""
 

@@ -13,6 +13,8 @@ from dagster_postgres.schedule_storage import PostgresScheduleStorage
 from dagster_postgres.utils import create_pg_engine, get_token_provider_from_config, pg_url_from_config
 from sqlalchemy import Engine
 
+from bike_assets.pool_wait import WaitsForAPlace
+
 _RECYCLED_SECONDS: Final = 3_600
 _MOST_AT_ONCE: Final = 20
 """Connections of one process and store beside the one that stays, as Dagster's web server has them."""
@@ -47,7 +49,7 @@ class _Runs(_KeepsConnections, PostgresRunStorage):
     pass
 
 
-class _Events(_KeepsConnections, PostgresEventLogStorage):
+class _Events(WaitsForAPlace, _KeepsConnections, PostgresEventLogStorage):
     pass
 
 

@@ -428,9 +428,9 @@ def test_workspace_of_compose_points_at_the_code_location(services: dict[str, di
     assert command[command.index("--port") + 1] == str(server["port"])
 
 
-@pytest.mark.parametrize("name", ["dagster.yaml", "dagster.local.yaml"])
+@pytest.mark.parametrize(("name", "runs"), [("dagster.yaml", 4), ("dagster.local.yaml", 2)])
 def test_instance_is_accepted_by_dagster_and_has_one_warehouse_writer(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, runs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from dagster._core.instance.ref import InstanceRef
 
@@ -439,7 +439,11 @@ def test_instance_is_accepted_by_dagster_and_has_one_warehouse_writer(
     shutil.copyfile(ROOT / "deploy" / name, tmp_path / "dagster.yaml")
     settings: dict[str, Any] = dict(InstanceRef.from_dir(str(tmp_path)).settings)
     assert settings["telemetry"] == {"enabled": False}
-    assert settings["concurrency"]["pools"] == {"default_limit": 1, "granularity": "op"}
+    assert settings["concurrency"] == {
+        # One writes, and the others that may run start meanwhile.
+        "pools": {"default_limit": 1, "granularity": "op", "op_granularity_run_buffer": runs - 1},
+        "runs": {"max_concurrent_runs": runs},
+    }
     assert settings["run_monitoring"]["enabled"] is True
     assert settings["run_retries"]["retry_on_asset_or_op_failure"] is False
     for ticks in ("schedule", "sensor", "auto_materialize"):

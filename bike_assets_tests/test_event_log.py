@@ -4,6 +4,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -266,3 +267,38 @@ def _open_files(folder: Path) -> list[str]:
         if target.is_relative_to(folder):
             links.append(str(target))
     return links
+
+
+@dg.asset(pool="duckdb")
+def alone() -> None: ...
+
+
+def test_a_run_waits_for_a_place_in_a_pool_without_work_and_takes_it_at_once(
+    instance: dg.DagsterInstance,
+) -> None:
+    store = instance.event_log_storage
+    store.initialize_concurrency_limit_to_default("duckdb")
+    assert store.claim_concurrency_slot("duckdb", "another", "step").is_claimed
+    job = dg.Definitions(assets=[alone]).resolve_implicit_global_asset_job_def()
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(
+            job.execute_in_process,
+            instance=instance,
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+        )
+        # Whatever is found, the place is freed, or the run would wait for ever.
+        try:
+            deadline = time.monotonic() + 60
+            while not store.get_concurrency_info("duckdb").pending_steps:
+                assert time.monotonic() < deadline, "the run does not ask for a place"
+                time.sleep(0.05)
+            before = time.process_time()
+            time.sleep(2)
+            spent = time.process_time() - before
+            assert not waiting.done()
+        finally:
+            store.free_concurrency_slot_for_step("another", "step")
+        freed = time.monotonic()
+        assert waiting.result(60).success
+    assert spent < 1
+    assert time.monotonic() - freed < 2
