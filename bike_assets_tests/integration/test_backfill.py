@@ -1,8 +1,7 @@
 """Days that are made at the same time, in no order, are the days that are made one after the other.
 
 `uv run pytest -m soak bike_assets_tests/integration/test_backfill.py`: the instance of the containers (its queue of
-runs, its pool, a real PostgreSQL), a daemon that starts four runs at a time, each a process.
-"""
+runs, its pool, a real PostgreSQL), a daemon that starts four runs at a time, each a process."""
 
 import random
 import subprocess
@@ -30,7 +29,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.soak,
     pytest.mark.integration,
-    pytest.mark.timeout(3_000),
+    pytest.mark.timeout(7_200),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::dagster_shared.utils.warnings.BetaWarning"),
 ]
@@ -42,7 +41,7 @@ CITY = {
     "BIKE_SIMULATOR_FIRST_DAY": DAYS[0].isoformat(),
     "BIKE_SIMULATOR_LAST_DAY": DAYS[-1].isoformat(),
 }
-BACKFILL_SECONDS = 1_200.0
+BACKFILL_SECONDS = 3_000.0
 
 
 def one_by_one(home: Path) -> None:
@@ -71,7 +70,7 @@ def in_parallel(home: Path, folder: Path) -> int:
             env=variables, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         ) as daemon:  # fmt: skip
             try:
-                most = 0
+                most = {}
                 for job in ("ingest", "clean"):
                     shuffled = random.Random(7).sample(DAYS, len(DAYS))
                     subprocess.run(
@@ -79,7 +78,7 @@ def in_parallel(home: Path, folder: Path) -> int:
                          "--partitions", ",".join(day.isoformat() for day in shuffled)],
                         env=variables, cwd=REPOSITORY, capture_output=True, timeout=300, check=True,
                     )  # fmt: skip
-                    most = max(most, wait_for_runs(database, job, len(DAYS)))
+                    most[job] = wait_for_runs(database, job, len(DAYS))
             finally:
                 daemon.terminate()
                 daemon.wait(60)
@@ -111,7 +110,7 @@ def test_thirty_days_in_parallel_are_thirty_days_one_by_one(tmp_path: Path) -> N
     one_by_one(tmp_path / "one")
     at_once = in_parallel(tmp_path / "parallel", tmp_path)
 
-    assert at_once > 1, "nothing ran beside anything"
+    assert min(at_once.values()) > 1, f"nothing ran beside anything: {at_once}"
     one, other = (without_runs(tables(tmp_path / name)) for name in ("one", "parallel"))
     assert one["bike_traffic_raw.raw_counts"].get_column("service_date").n_unique() == len(DAYS)
     assert_same_tables(one, other)
