@@ -472,7 +472,8 @@ def realised(warehouse: Warehouse, issue_date: date, days: int, model_version: s
     if not row["hours"]:
         return Realised(None, 0, 0)
     spread = float(row["squares"]) - float(row["total"]) ** 2 / float(row["hours"])
-    r2 = 1 - float(row["errors"]) / spread if spread > 0 else None
+    # Databases add in any order; the digits that come of it would tell one place's decisions from another's.
+    r2 = round(1 - float(row["errors"]) / spread, 9) if spread > 0 else None
     rmse = math.sqrt(float(row["errors"]) / float(row["hours"]))
     return Realised(r2, int(row["hours"]), int(row["days"]), rmse)
 

@@ -198,6 +198,15 @@ def test_realised_accuracy_is_r2_over_the_hours_of_the_window_and_version(wareho
     assert (found.rows, found.days) == (window.height, DAYS)
 
 
+def test_accuracy_is_the_same_in_whatever_order_a_database_adds(warehouse: DuckDBWarehouse) -> None:
+    scored, found = scored_hours(), set()
+    for seed in range(8):
+        accuracy_table(warehouse, scored.sample(fraction=1, shuffle=True, seed=seed))
+        found.add(realised(warehouse, ISSUE, DAYS, "2").r2)
+
+    assert len(found) == 1
+
+
 def test_without_truth_there_is_no_accuracy_rather_than_a_number(warehouse: DuckDBWarehouse) -> None:
     accuracy_table(warehouse, scored_hours())
 
