@@ -146,6 +146,16 @@ def test_the_slots_of_the_service_differ_in_their_image_only(services: dict[str,
     assert blue["scale"] == 2
 
 
+def test_the_proxy_looks_for_the_file_that_blue_green_makes(services: dict[str, dict[str, Any]]) -> None:
+    proxy = (ROOT / "deploy" / "proxy" / "Caddyfile").read_text(encoding="utf-8")
+    (folder,), (name,) = re.findall(r"root (\S+)", proxy), re.findall(r"try_files (\S+)", proxy)
+    script = (ROOT / "deploy" / "blue-green").read_text(encoding="utf-8")
+    for command in ("[ -e {} ]", "touch {} ", "rm -f {} "):
+        assert command.format(folder + name) in script
+    # It outlives the container.
+    assert f"proxy-config:{folder}" in services["proxy"]["volumes"]
+
+
 def test_health_checks_ask_the_port_that_the_service_opens(services: dict[str, dict[str, Any]]) -> None:
     ports = {"dagster-webserver": "3000", "code-location": "4000", "mlflow": "5000"}
     for name, port in ports.items():
@@ -154,7 +164,8 @@ def test_health_checks_ask_the_port_that_the_service_opens(services: dict[str, d
     serving = services["serving-blue"]
     assert f":{serving['environment']['BIKE_SERVING_PORT']}" in serving["healthcheck"]["test"][-1]
     proxy = (ROOT / "deploy" / "proxy" / "Caddyfile").read_text(encoding="utf-8")
-    assert f"dynamic a serving-{{$SLOT:blue}} {serving['environment']['BIKE_SERVING_PORT']}" in proxy
+    for slot in SLOTS:
+        assert f"dynamic a {slot} {serving['environment']['BIKE_SERVING_PORT']} " in proxy
     published = {
         name: service["ports"][0].split(":")[-1] for name, service in services.items() if "ports" in service
     }
