@@ -32,5 +32,9 @@ class WaitsForAPlace(_Store):
         status = super().claim_concurrency_slot(concurrency_key, run_id, step_key, priority)
         if status.is_claimed:
             return status
+        if not status.is_assigned and self.has_unassigned_slots(concurrency_key):
+            # Freed between this step's look for a place and its note that it waits. Dagster hands on a place when one
+            # is freed, so that nobody would ever get this one.
+            self.assign_pending_steps([concurrency_key])
         time.sleep(WAIT_SECONDS)
         return status.with_sleep_interval(0.0)

@@ -289,7 +289,9 @@ def test_a_run_waits_for_a_place_in_a_pool_without_work(instance: dg.DagsterInst
         # Whatever is found, the place is freed, or the run would wait for ever.
         try:
             deadline = time.monotonic() + 60
-            while not store.get_concurrency_info("duckdb").pending_steps:
+            while not any(
+                step.run_id != "another" for step in store.get_concurrency_info("duckdb").pending_steps
+            ):
                 assert time.monotonic() < deadline, "the run does not ask for a place"
                 time.sleep(0.05)
             before = time.process_time()
@@ -300,3 +302,13 @@ def test_a_run_waits_for_a_place_in_a_pool_without_work(instance: dg.DagsterInst
             store.free_concurrency_slot_for_step("another", "step")
         assert waiting.result(60).success
     assert spent < 1
+
+
+def test_a_place_that_is_freed_while_a_step_asks_is_not_lost(instance: dg.DagsterInstance) -> None:
+    store = instance.event_log_storage
+    store.initialize_concurrency_limit_to_default("duckdb")
+    # What is there when the other's end came between the look for a place and the note.
+    store.add_pending_step("duckdb", "run", "step")  # type: ignore[attr-defined]
+
+    assert not store.claim_concurrency_slot("duckdb", "run", "step").is_claimed
+    assert store.claim_concurrency_slot("duckdb", "run", "step").is_claimed
