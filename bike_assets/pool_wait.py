@@ -37,4 +37,5 @@ class WaitsForAPlace(_Store):
             # is freed, so that nobody would ever get this one.
             self.assign_pending_steps([concurrency_key])
         time.sleep(WAIT_SECONDS)
-        return status.with_sleep_interval(0.0)
+        later: ConcurrencyClaimStatus = status.with_sleep_interval(0.0)
+        return later

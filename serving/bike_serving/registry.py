@@ -83,7 +83,7 @@ class MlflowRegistry:
             raise RegistryUnavailableError(
                 f"MLflow at {self._url} cannot be reached ({type(error).__name__}); start it or check the URL"
             ) from error
-        if answer.status_code == httpx.codes.TOO_MANY_REQUESTS or answer.is_server_error:
+        if _in_trouble(answer):
             raise RegistryUnavailableError(f"MLflow at {self._url} answers with status {answer.status_code}")
         if answer.status_code == httpx.codes.UNAUTHORIZED:
             raise NoChampionError(
@@ -164,7 +164,7 @@ class MlflowRegistry:
             raise RegistryUnavailableError(
                 f"MLflow cannot be reached ({type(error).__name__}); start it or check the URL"
             ) from error
-        if answer.status_code == httpx.codes.TOO_MANY_REQUESTS or answer.is_server_error:
+        if _in_trouble(answer):
             raise RegistryUnavailableError(f"MLflow answers with status {answer.status_code}")
         if not answer.is_success:
             raise NoChampionError(
@@ -202,6 +202,15 @@ class MlflowRegistry:
 def _finite(value: Any) -> float | None:
     """A number as JSON may have it; MLflow sends NaN and infinity as they are, or as text."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _in_trouble(answer: httpx.Response) -> bool:
+    """Whether MLflow is busy, failed, or cannot ask its database, which it calls a bad request of ours."""
+    return (
+        answer.status_code == httpx.codes.TOO_MANY_REQUESTS
+        or answer.is_server_error
+        or _error_code(answer).endswith("BAD_REQUEST")
+    )
 
 
 def _error_code(answer: httpx.Response) -> str:

@@ -65,10 +65,13 @@ def test_a_server_that_asks_is_shown_name_and_password_and_others_nothing(resolv
     assert base64.b64decode(shown.removeprefix("Basic ")) == b"serving:p:w"
 
 
-@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
-def test_a_server_in_trouble_may_answer_later(resolve, status):
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [(429, ""), (500, ""), (502, ""), (503, ""), (504, ""), (400, '{"error_code": "BAD_REQUEST"}')],
+)
+def test_a_server_in_trouble_may_answer_later(resolve, status, body):
     with pytest.raises(RegistryUnavailableError, match=str(status)) as caught:
-        resolve(status, "")
+        resolve(status, body)
     assert isinstance(caught.value, TransientError)
 
 
@@ -77,6 +80,7 @@ def test_a_server_in_trouble_may_answer_later(resolve, status):
     [
         (404, '{"error_code": "RESOURCE_DOES_NOT_EXIST"}', "names no champion.*RESOURCE_DOES_NOT_EXIST"),
         (400, "no JSON", "names no champion"),
+        (400, '{"error_code": "INVALID_PARAMETER_VALUE"}', "names no champion.*INVALID_PARAMETER_VALUE"),
         (403, "[]", "names no champion.*403"),
         (302, "", "names no champion"),
         (401, "", "does not know us; check BIKE_SERVING_MLFLOW_USERNAME"),
