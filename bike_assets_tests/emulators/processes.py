@@ -24,7 +24,7 @@ import pytest
 from bike_assets.settings import QUIET, REPOSITORY
 
 HERE = Path(__file__).resolve().parent
-START_SECONDS = 60.0
+START_SECONDS = 180.0
 
 BIGQUERY = (
     "local-bigquery==0.3.2",
