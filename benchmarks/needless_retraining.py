@@ -28,7 +28,7 @@ from bike_assets.core.features import WARM_UP_DAYS
 from bike_assets.core.health import NOT_LEARNED, counter_health, of_healthy_days, without
 from bike_assets.core.intervals import target_day
 from bike_assets.core.retraining import decide_retraining
-from bike_assets.core.skill import skill_change
+from bike_assets.core.skill import fairly_based, skill_change
 from bike_assets.core.training import TrainConfig
 from bike_assets.settings import Settings
 from bike_assets.sources.simulated_weather import SimulatedWeather
@@ -88,8 +88,11 @@ def decisions(seed: int, counters: int, *, worse: bool) -> list[tuple[date, str,
     if worse:
         scored = an_hour_late(scored)
     scored = scored.with_columns(day=target_day())
-    ahead = of_healthy_days(scored.filter(horizon=1), health).drop_nulls("mean4")
-    held_out = of_healthy_days(forecaster.holdout.filter(horizon=1), health).drop_nulls("mean4")
+    spikes = counts.filter("is_spike")
+    ahead, held_out = (
+        fairly_based(of_healthy_days(rows.filter(horizon=1), health), spikes).drop_nulls("mean4")
+        for rows in (scored, forecaster.holdout)
+    )
     answers: list[tuple[date, str, str]] = []
     trained = year.train_until
     for monday in mondays(JUDGED + timedelta(days=7), LAST):

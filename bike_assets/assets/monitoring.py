@@ -42,7 +42,7 @@ from bike_assets.core.network import GROWING_DAYS, HISTORY_DAYS, Shift, believab
 from bike_assets.core.profile import PROFILE_COLUMNS, daily_profile
 from bike_assets.core.promotion import NO_GAIN
 from bike_assets.core.retraining import RetrainingDecision, RetrainingPolicy, decide_retraining, expected_gain
-from bike_assets.core.skill import MIN_DAYS, SkillChange, skill_change
+from bike_assets.core.skill import MIN_DAYS, SkillChange, fairly_based, skill_change
 from bike_assets.core.thresholds import LearnedBounds, learn_bounds
 from bike_assets.resources.audit import AUTOMATION, AuditLog, os_user, version_facts
 from bike_assets.resources.registry import CHAMPION, TRAINING_SECONDS_TAG, ModelRegistry, ModelVersion
@@ -304,7 +304,8 @@ def champion_errors(
     """The champion's day-ahead forecasts with their truth: of the days before an issue date, and of its held-out days.
 
     The truth is the one that training learns from: a broken counter's impossible counts are no fault of the model.
-    Counters that were not alive are left out of both, the day they came back, and days on which nothing is known.
+    Counters that were not alive are left out of both, the day they came back, days on which nothing is known, and those
+    whose baseline is made of impossible counts.
     Columns: `service_date`, `counter_id`, `forecast`, `mean4`, `hourly_count`; no rows where there is no champion.
     """
     columns = ("service_date", "counter_id", "target_ts", "horizon", "forecast", "mean4")
@@ -318,10 +319,23 @@ def champion_errors(
     )
     held_out = registry.load_holdout(champion).filter(horizon=1) if champion else lately.head(0)
     wanted = ("service_date", "counter_id", "forecast", "mean4", "hourly_count")
-    healthy = [
-        of_healthy_days(each, health).drop_nulls("mean4").select(wanted) for each in (lately, held_out)
+    fair = [
+        fairly_based(of_healthy_days(each, health), impossible_counts(warehouse, each))
+        .drop_nulls("mean4")
+        .select(wanted)
+        for each in (lately, held_out)
     ]
-    return healthy[0], healthy[1].cast(healthy[0].schema)
+    return fair[0], fair[1].cast(fair[0].schema)
+
+
+def impossible_counts(warehouse: Warehouse, scored: pl.DataFrame) -> pl.DataFrame:
+    """Day and counter of the impossible counts that the baseline of scored rows may have been made of."""
+    days: list[date] = scored["service_date"].unique().to_list()
+    columns = ("service_date", "counter_id", "is_spike")
+    if not days:
+        return CLEANED_COUNTS.empty().select(columns)
+    first = min(days) - timedelta(days=28)
+    return warehouse.read(CLEANED_COUNTS, first, max(days), columns=columns, order=False).filter("is_spike")
 
 
 def day_errors(scored: pl.DataFrame) -> pl.DataFrame:

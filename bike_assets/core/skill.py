@@ -1,7 +1,7 @@
 """Has a model lost the skill it had when it was trained? The drift that counts, because people see it.
 
-Belongs here: comparing the skill of two sets of days. Does not belong here: measuring errors (`metrics`), what follows
-(`retraining`).
+Belongs here: comparing the skill of two sets of days, and which rows it is fair to compare. Does not belong here:
+measuring errors (`metrics`), what follows (`retraining`).
 """
 
 from dataclasses import dataclass
@@ -82,6 +82,22 @@ def _error_to_spread(sums: NDArray[np.float64]) -> float:
     squared_error, _, hours, total, squares = sums
     spread = squares - total**2 / hours
     return float(np.sqrt(squared_error / spread)) if spread > 0 else 0.0
+
+
+def fairly_based(scored: pl.DataFrame, impossible: pl.DataFrame) -> pl.DataFrame:
+    """The rows whose baseline, the mean of the same hour in the four weeks before, is made of possible counts alone.
+
+    One count of 5,000 makes the baseline of a small counter so bad for four weeks that any model has skill against it.
+
+    Args:
+        scored: day-ahead forecasts, has `service_date` and `counter_id`.
+        impossible: `service_date` and `counter_id` of the counts that were impossible.
+    """
+    days = [
+        impossible.select("counter_id", pl.col("service_date").dt.offset_by(f"{7 * week}d"))
+        for week in range(1, 5)
+    ]
+    return scored.join(pl.concat(days), on=["counter_id", "service_date"], how="anti")
 
 
 def _skill(sums: NDArray[np.float64]) -> NDArray[np.float64]:

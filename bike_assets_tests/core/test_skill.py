@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from bike_assets.core.skill import skill_change
+from bike_assets.core.skill import fairly_based, skill_change
 
 
 def days(skill: float, number: int, seed: int) -> pl.DataFrame:
@@ -74,3 +74,19 @@ def test_the_same_days_give_the_same_answer() -> None:
     assert skill_change(days(0.3, 28, 1), days(0.1, 28, 2)) == skill_change(
         days(0.3, 28, 1), days(0.1, 28, 2)
     )
+
+
+def test_rows_whose_baseline_holds_an_impossible_count_are_left_out() -> None:
+    rows = pl.DataFrame(
+        [(date(2024, 1, 1) + timedelta(days=day), counter) for day in range(40) for counter in ("a", "b")],
+        schema=["service_date", "counter_id"],
+        orient="row",
+    )
+    impossible = pl.DataFrame({"service_date": [date(2024, 1, 3)], "counter_id": ["a"]})
+
+    gone = rows.join(fairly_based(rows, impossible), on=rows.columns, how="anti")
+
+    assert gone.sort("service_date").rows() == [
+        (date(2024, 1, 3) + timedelta(days=7 * week), "a") for week in (1, 2, 3, 4)
+    ]
+    assert fairly_based(rows, impossible.head(0)).equals(rows)
