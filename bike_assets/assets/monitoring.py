@@ -42,7 +42,7 @@ from bike_assets.core.network import GROWING_DAYS, HISTORY_DAYS, Shift, believab
 from bike_assets.core.profile import PROFILE_COLUMNS, daily_profile
 from bike_assets.core.promotion import NO_GAIN
 from bike_assets.core.retraining import RetrainingDecision, RetrainingPolicy, decide_retraining, expected_gain
-from bike_assets.core.skill import MIN_DAYS, SkillChange, fairly_based, skill_change
+from bike_assets.core.skill import BASELINE_WEEKS, MIN_DAYS, SkillChange, fairly_based, skill_change
 from bike_assets.core.thresholds import LearnedBounds, learn_bounds
 from bike_assets.resources.audit import AUTOMATION, AuditLog, os_user, version_facts
 from bike_assets.resources.registry import CHAMPION, TRAINING_SECONDS_TAG, ModelRegistry, ModelVersion
@@ -334,7 +334,7 @@ def impossible_counts(warehouse: Warehouse, scored: pl.DataFrame) -> pl.DataFram
     columns = ("service_date", "counter_id", "is_spike")
     if not days:
         return CLEANED_COUNTS.empty().select(columns)
-    first = min(days) - timedelta(days=28)
+    first = min(days) - timedelta(weeks=BASELINE_WEEKS)
     return warehouse.read(CLEANED_COUNTS, first, max(days), columns=columns, order=False).filter("is_spike")
 
 

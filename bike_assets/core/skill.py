@@ -25,6 +25,9 @@ mean of four weeks on the same hours (bicycles²); the hours, their counts and t
 MIN_DAYS: Final = 14
 """With fewer days on either side nothing is said."""
 
+BASELINE_WEEKS: Final = 4
+"""Weeks before a day that its baseline, the mean of four weeks, is made of."""
+
 _BLOCK_DAYS = 7  # days of a week err together
 _DRAWS = 4000
 
@@ -95,7 +98,7 @@ def fairly_based(scored: pl.DataFrame, impossible: pl.DataFrame) -> pl.DataFrame
     """
     days = [
         impossible.select("counter_id", pl.col("service_date").dt.offset_by(f"{7 * week}d"))
-        for week in range(1, 5)
+        for week in range(1, BASELINE_WEEKS + 1)
     ]
     return scored.join(pl.concat(days), on=["counter_id", "service_date"], how="anti")
 
