@@ -42,6 +42,7 @@ from bike_assets.build import build_defs, build_resources, dbt_project
 from bike_assets.clock import set_to
 from bike_assets.console import quiet
 from bike_assets.core.calendar import LOCAL_TZ, days_between
+from bike_assets.core.contracts import TableContract
 from bike_assets.core.errors import PermanentError
 from bike_assets.core.features import FEATURE_LOOKBACK_DAYS
 from bike_assets.core.model import Forecaster
@@ -54,7 +55,7 @@ from bike_assets.resources.bundles import BUNDLE_TAG, BundleStore
 from bike_assets.resources.dbt import DbtInProcess
 from bike_assets.resources.registry import ModelRegistry, ModelVersion
 from bike_assets.resources.source import CountsSourceResource, WeatherSourceResource
-from bike_assets.resources.warehouse import Warehouse
+from bike_assets.resources.warehouse import DuckDBWarehouse, Warehouse
 from bike_assets.runner import root_cause
 from bike_assets.settings import Settings
 from bike_assets.sources.as_of import History, weather_on
@@ -132,6 +133,32 @@ class RememberingRegistry(ModelRegistry):
             _make_room(self._holdouts)
             self._holdouts[version.run_id] = super().load_holdout(version)
         return self._holdouts[version.run_id]
+
+
+class WarehouseOfOneProcess(DuckDBWarehouse):
+    """The warehouse of a process that has it to itself: settings are made once (`_kept_open`) and not by every
+    connection, and which columns a table has is asked once."""
+
+    _known: dict[str, set[str]] = PrivateAttr(default_factory=dict)
+
+    @contextmanager
+    def connect(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """As `DuckDBWarehouse.connect`."""
+        try:
+            with duckdb.connect(self.path) as connection:
+                yield connection
+        except BaseException:
+            self._known.clear()  # A table that was made may have been taken back.
+            raise
+
+    def _stored_columns(self, connection: duckdb.DuckDBPyConnection, contract: TableContract) -> set[str]:
+        if not self._known.get(contract.relation):
+            self._known[contract.relation] = super()._stored_columns(connection, contract)
+        return self._known[contract.relation]
+
+    def _add_columns(self, connection: duckdb.DuckDBPyConnection, contract: TableContract) -> None:
+        super()._add_columns(connection, contract)
+        self._known[contract.relation] |= set(contract.column_names)
 
 
 def _make_room(kept: dict[str, Any]) -> None:
@@ -235,9 +262,10 @@ def plan_replay(settings: Settings, history: History, first: date, last: date, p
     what = json.dumps([own, first.isoformat(), last.isoformat()], sort_keys=True)
     digest = hashlib.sha256(what.encode()).hexdigest()[:10]
     home = settings.home / "replays" / f"{first}_{last}_{policies.name}_{digest}"
-    # Days before the first counts are partitions that Dagster would only count through, every day.
+    # Days before the first counts are partitions that Dagster would only count through, every day. Wherever it is
+    # asked for, what a replay decides stays on this machine.
     own_home = decided.model_copy(
-        update={"home": home, "mlflow_tracking_uri": "", "partitions_start": oldest}
+        update={"home": home, "env": "local", "mlflow_tracking_uri": "", "partitions_start": oldest}
     )
     return Replay(own_home, first, last, policies)
 
@@ -317,6 +345,9 @@ def _definitions(replay: Replay, history: History, clock: Clock) -> dg.Definitio
             "source": dg.ResourceDefinition.hardcoded_resource(PublishedCounts(history, clock)),
             "weather": dg.ResourceDefinition.hardcoded_resource(
                 KnownWeather(WeatherSourceResource.from_settings(settings), clock)
+            ),
+            "warehouse": dg.ResourceDefinition.hardcoded_resource(
+                WarehouseOfOneProcess(path=str(settings.warehouse_path))
             ),
             "registry": dg.ResourceDefinition.hardcoded_resource(RememberingRegistry.from_settings(settings)),
             "bundles": dg.ResourceDefinition.hardcoded_resource(
@@ -571,10 +602,14 @@ def _kept_open(warehouse: Path) -> Iterator[None]:
     DuckDB shares an open file between the connections of a process. What was committed is in its log: a replay that is
     killed loses nothing. It may hold two weeks: each time that it is moved into the file, the last rows of every table
     are written anew.
+
+    One limit of memory stands for all connections, that of dbt's profile: DuckDB forgets what it has read whenever a
+    lower one is set.
     """
     warehouse.parent.mkdir(parents=True, exist_ok=True)
     with duckdb.connect(str(warehouse)) as connection:
-        connection.execute("SET checkpoint_threshold = '128MB'")
+        connection.execute("SET checkpoint_threshold = '128MB'; SET memory_limit = '1GB'")
+        connection.execute("SET preserve_insertion_order = false")
         yield
 
 

@@ -89,6 +89,15 @@ def test_a_replay_has_a_home_of_its_own_that_its_thresholds_name(tmp_path: Path,
     assert other.settings.home != plain.settings.home
 
 
+def test_a_replay_never_writes_to_production(tmp_path: Path, history: History) -> None:
+    settings = Settings(home=tmp_path).model_copy(update={"env": "prod", "mlflow_tracking_uri": "http://mlflow"})
+
+    replay = plan_replay(settings, history, date(2024, 5, 20), date(2024, 5, 26), Policies())
+
+    assert (replay.settings.env, replay.settings.mlflow_tracking_uri) == ("local", "")
+    assert replay.settings.tracking_uri.startswith("sqlite")
+
+
 @pytest.mark.parametrize(
     ("first", "last", "problem"),
     [

@@ -449,6 +449,7 @@ def issue_vintages(
             start - timedelta(days=WINDOW_DAYS),
             end - timedelta(days=1),
             columns=("counter_id", "ts_utc", "hourly_count"),
+            order=False,
         )
         errors = pl.concat([holdout, _issued_errors(warehouse, version, start, counts, tables)])
         forecast, calibrations = forecaster.issue(warehouse.read(FEATURES, start, end), counts, errors)
@@ -476,6 +477,7 @@ def _issued_errors(
         before - timedelta(days=WINDOW_DAYS + MAX_HORIZON),
         before - timedelta(days=1),
         columns=("service_date", "counter_id", "target_ts", "horizon", "forecast", "run_id"),
+        order=False,  # a calibration sorts what it keeps of them
     ).filter(run_id=version.run_id)
     return join_truth(issued, counts).select(ERROR_COLUMNS)
 

@@ -39,7 +39,9 @@ PROFILE_WEEKS: Final = 8
 _PROFILE_AT_LEAST: Final = 3
 _SPREAD_DAYS: Final = 28
 
-LOOKBACK_DAYS: Final = WINDOW_DAYS + _SPREAD_DAYS + 7 * PROFILE_WEEKS + MASK_LOOKBACK_DAYS
+# A level's spread looks back on days whose counters are of a kind by the week before them.
+_LEVEL_DAYS: Final = WINDOW_DAYS + _SPREAD_DAYS + WINDOW_DAYS - 1
+LOOKBACK_DAYS: Final = _LEVEL_DAYS + 7 * PROFILE_WEEKS + MASK_LOOKBACK_DAYS
 """The state of day D depends on rows with D - LOOKBACK_DAYS <= service_date <= D and on nothing else."""
 
 HEALTH_COLUMNS: Final = ("service_date", "counter_id", "local_hour", "hourly_count")
@@ -139,12 +141,21 @@ def counter_health(
     names, cube, _ = count_cube(counts, days)
     if not names:
         return COUNTER_HEALTH.empty()
-    known = ~np.isnan(cube)
-    hours = known.sum(axis=2)
-    silent_for = _days_since(hours > 0)
-    usual, expected_all, lost = _expected(cube)
-    level = _levels(cube, usual, _leaning(usual, days), policy)
-    evidence, stuck_at = _stuck_evidence(cube, usual)
+    bad = untrusted(cube, MASK_LOOKBACK_DAYS)
+    usual = weekly_median(
+        np.where(bad, np.nan, cube[:, MASK_LOOKBACK_DAYS:]),
+        PROFILE_WEEKS,
+        _PROFILE_AT_LEAST,
+        first=7 * PROFILE_WEEKS,
+    )
+    # From here on only the days that a level looks back on, besides those wanted: none of the others is told of.
+    lately = slice(-usual.shape[1], None)
+    hours = (~np.isnan(cube)).sum(axis=2)
+    silent_for = _days_since(hours > 0)[:, lately]
+    evidence, stuck_at = (found[:, lately] for found in _stuck_evidence(cube, usual))
+    days, cube, hours, bad = days[lately], cube[:, lately], hours[:, lately], bad[:, lately]
+    expected_all, lost = _expected(cube, bad, usual)
+    level = _levels(np.where(bad, np.nan, cube), usual, _leaning(usual, days), policy)
     with np.errstate(invalid="ignore"):
         dead = (dead_days(cube) & ~(expected_all < SURELY_NONZERO)) | (lost >= 0.5)
     silent = hours == 0
@@ -155,7 +166,7 @@ def counter_health(
         default=State.ALIVE.value,
     )
     wanted = silent_for <= policy.silent_days
-    wanted[:, :LOOKBACK_DAYS] = False
+    wanted[:, : days.index(first)] = False
     counter, day = np.nonzero(wanted)
     frame = pl.DataFrame(
         {
@@ -186,19 +197,17 @@ class _Levels:
     city: Days
 
 
-def _expected(cube: Cube) -> tuple[Cube, Days, Days]:
-    """The usual count of every hour; [counter, day] its sum over the known hours, NaN where too few; share lost.
+def _expected(cube: Cube, bad: NDArray[np.bool_], usual: Cube) -> tuple[Days, Days]:
+    """[counter, day]: the usual counts of the known hours added up, NaN where too few; share lost.
 
     Lost is the share of what was expected that fell into hours of 0 that are surely an outage.
     """
-    bad = untrusted(cube)
-    usual = weekly_median(np.where(bad, np.nan, cube), PROFILE_WEEKS, _PROFILE_AT_LEAST)
     comparable = ~np.isnan(cube) & ~np.isnan(usual)
     total = np.where(comparable, usual, 0.0).sum(axis=2)
     gone = np.where(comparable & bad & (cube == 0), usual, 0.0).sum(axis=2)
     enough = comparable.sum(axis=2) >= _MIN_HOURS
     with np.errstate(invalid="ignore", divide="ignore"):
-        return usual, np.where(enough, total, np.nan), np.where(enough & (total > 0), gone / total, 0.0)
+        return np.where(enough, total, np.nan), np.where(enough & (total > 0), gone / total, 0.0)
 
 
 def _leaning(usual: Cube, days: Sequence[date]) -> Days:
@@ -235,8 +244,7 @@ def _of_kind(residual: Days, leaning: Days) -> Days:
     return np.asarray(np.nan_to_num(np.where(told, slope, 0.0) * lean))
 
 
-def _levels(cube: Cube, usual: Cube, leaning: Days, policy: HealthPolicy) -> _Levels:
-    trusted = np.where(untrusted(cube), np.nan, cube)
+def _levels(trusted: Cube, usual: Cube, leaning: Days, policy: HealthPolicy) -> _Levels:
     comparable = ~np.isnan(trusted) & ~np.isnan(usual)
     enough = comparable.sum(axis=2) >= _MIN_HOURS
     actual = np.where(enough, np.where(comparable, trusted, 0.0).sum(axis=2), 0.0)
@@ -282,11 +290,14 @@ def _stuck_evidence(cube: Cube, usual: Cube) -> tuple[Days, Days]:
     """[counter, day]: the most improbable run of equal counts that reached into the day, and its length in hours.
 
     The chance that an hour repeats the last one is at most that of the most probable value of a negative
-    binomial with the usual mean and a dispersion of 10; zeros are no evidence (they are `dead`'s).
+    binomial with the usual mean and a dispersion of 10; zeros are no evidence (they are `dead`'s). What is usual is
+    known of the last days only: a run that began before them is long enough without.
     """
     counters, n_days, _ = cube.shape
     hours = cube.reshape(counters, -1)
-    mean = np.fmax(hours, usual.reshape(counters, -1))
+    mean = hours.copy()
+    profiled = mean[:, -24 * usual.shape[1] :]
+    np.fmax(profiled, usual.reshape(counters, -1), out=profiled)
     surprise = 0.5 * np.log(1 + 2 * np.pi * (mean + 0.1 * mean**2))
     equal = np.zeros(hours.shape, dtype=bool)
     equal[:, 1:] = (hours[:, 1:] == hours[:, :-1]) & (hours[:, 1:] > 0)

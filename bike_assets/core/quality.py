@@ -21,9 +21,20 @@ SPIKE_FACTOR = 5.0
 SPIKE_MARGIN = 150.0
 
 
-def weekly_median(cube: Cube, weeks: int = 4, at_least: int = 1) -> Cube:
-    """Median of the same hour of the week in the weeks before each day, NaN where fewer than `at_least` are known."""
-    past = np.sort(np.stack([shift_days(cube, 7 * k) for k in range(1, weeks + 1)]), axis=0)  # NaN sorts last
+def weekly_median(cube: Cube, weeks: int = 4, at_least: int = 1, first: int = 0) -> Cube:
+    """Median of the same hour of the week in the weeks before each day, NaN where fewer than `at_least` are known.
+
+    Args:
+        cube: counts.
+        weeks: how many weeks before.
+        at_least: how many of them must be known.
+        first: position of the first day that is wanted.
+
+    Returns:
+        [counter, day, hour] of the days from `first` on.
+    """
+    past = np.stack([shift_days(cube, 7 * k)[:, first:] for k in range(1, weeks + 1)])
+    past.sort(axis=0)  # NaN comes last
     known = np.sum(~np.isnan(past), axis=0)
     low = np.take_along_axis(past, np.maximum((known - 1) // 2, 0)[None], axis=0)[0]
     high = np.take_along_axis(past, np.minimum(known // 2, weeks - 1)[None], axis=0)[0]
@@ -37,14 +48,22 @@ def dead_days(cube: Cube) -> NDArray[np.bool_]:
     return np.asarray(known.any(axis=2) & ~(cube > 0).any(axis=2))
 
 
-def untrusted(cube: Cube) -> NDArray[np.bool_]:
+def untrusted(cube: Cube, first: int = 0) -> NDArray[np.bool_]:
     """Hours that are part of an outage or a spike as far as that day and the four weeks before it tell.
 
     An outage is a whole day of zeros, or a zero where the same hour of the week had a median of at least
     `SURELY_NONZERO`. A spike is more than `SPIKE_FACTOR` times the largest median of the hour and its
     neighbours plus `SPIKE_MARGIN`.
+
+    Args:
+        cube: counts.
+        first: position of the first day that is wanted.
+
+    Returns:
+        [counter, day, hour] of the days from `first` on.
     """
-    usual = weekly_median(cube)
+    usual = weekly_median(cube, first=first)
+    cube = cube[:, first:]
     around = usual.copy()
     around[:, :, 1:] = np.fmax(around[:, :, 1:], usual[:, :, :-1])
     around[:, :, :-1] = np.fmax(around[:, :, :-1], usual[:, :, 1:])

@@ -222,7 +222,7 @@ class DuckDBWarehouse(Warehouse):
 
     def _replace(self, contract: TableContract, rows: pl.DataFrame, first: date, last: date) -> None:
         with self.connect() as connection, _transaction(connection):
-            _create(connection, contract)
+            self._create(connection, contract)
             connection.execute(
                 f"DELETE FROM {contract.relation} WHERE service_date BETWEEN ? AND ?",  # noqa: S608
                 [first, last],
@@ -232,7 +232,7 @@ class DuckDBWarehouse(Warehouse):
     def replace_tables(self, tables: Iterable[tuple[TableContract, Iterable[pl.DataFrame]]]) -> None:
         with self.connect() as connection, _transaction(connection):
             for contract, frames in tables:
-                _create(connection, contract)
+                self._create(connection, contract)
                 connection.execute(f"DELETE FROM {contract.relation}")  # noqa: S608
                 for frame in frames:
                     _insert(connection, contract, contract.conform(frame))
@@ -240,7 +240,7 @@ class DuckDBWarehouse(Warehouse):
     def append(self, contract: TableContract, continue_after: Callable[[pl.DataFrame], pl.DataFrame]) -> None:
         (key,) = contract.key
         with self.connect() as connection, _transaction(connection):
-            _create(connection, contract)
+            self._create(connection, contract)
             sql = f"SELECT * FROM {contract.relation} ORDER BY {key} DESC LIMIT 1"  # noqa: S608
             last = _from_database(_select(connection, sql, []), contract.polars_schema)
             _insert(connection, contract, contract.conform(continue_after(last)))
@@ -255,12 +255,12 @@ class DuckDBWarehouse(Warehouse):
         order: bool = True,
     ) -> pl.DataFrame:
         with self.connect() as connection:
-            return _read(connection, contract, first, last, columns or contract.column_names, order)
+            return self._read(connection, contract, first, last, columns or contract.column_names, order)
 
     @contextmanager
     def at_one_moment(self) -> Iterator[TableReader]:
         with self.connect() as connection, _transaction(connection):
-            yield _DuckDBReader(connection)
+            yield _DuckDBReader(self, connection)
 
     def query(self, sql: str, values: Sequence[Any] = ()) -> pl.DataFrame:
         with self.connect() as connection:
@@ -269,13 +269,13 @@ class DuckDBWarehouse(Warehouse):
 
     def exists(self, contract: TableContract) -> bool:
         with self.connect() as connection:
-            return _exists(connection, contract)
+            return self._exists(connection, contract)
 
     def bring_up_to_date(self, *contracts: TableContract) -> None:
         with self.connect() as connection:
             for contract in contracts:
-                if _exists(connection, contract):
-                    _add_columns(connection, contract)
+                if self._exists(connection, contract):
+                    self._add_columns(connection, contract)
 
     def prove(self) -> str:
         with self.connect() as connection:
@@ -284,15 +284,71 @@ class DuckDBWarehouse(Warehouse):
             connection.execute("ROLLBACK")
         return f"DuckDB {duckdb.__version__}, {self.path}"
 
+    def _read(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        contract: TableContract,
+        first: date | None,
+        last: date | None,
+        columns: Sequence[str],
+        order: bool,
+    ) -> pl.DataFrame:
+        empty = contract.empty().select(columns)
+        stored = self._stored_columns(connection, contract)
+        if not stored:
+            return empty
+        limits, values = [], []
+        for sign, day in ((">=", first), ("<=", last)):
+            if day is not None:
+                limits.append(f"service_date {sign} ?")
+                values.append(day)
+        where = f" WHERE {' AND '.join(limits)}" if limits else ""
+        sort = f" ORDER BY {', '.join(contract.key)}" if order and contract.key else ""
+        lacking = {column.name for column in _lacking(contract, stored, columns)}
+        selected = (
+            f"NULL::{_sql_type(contract, name)} AS {name}" if name in lacking else name for name in columns
+        )
+        sql = f"SELECT {', '.join(selected)} FROM {contract.relation}{where}{sort}"  # noqa: S608
+        return _from_database(_select(connection, sql, values), empty.schema)
+
+    def _create(self, connection: duckdb.DuckDBPyConnection, contract: TableContract) -> None:
+        columns = ", ".join(f"{name} {_sql_type(contract, name)}" for name in contract.column_names)
+        connection.execute(f"CREATE SCHEMA IF NOT EXISTS {contract.schema}")
+        connection.execute(f"CREATE TABLE IF NOT EXISTS {contract.relation} ({columns})")
+        self._add_columns(connection, contract)
+
+    def _exists(self, connection: duckdb.DuckDBPyConnection, contract: TableContract) -> bool:
+        return bool(self._stored_columns(connection, contract))
+
+    def _stored_columns(self, connection: duckdb.DuckDBPyConnection, contract: TableContract) -> set[str]:
+        """Names of the columns the table has; none where it does not exist."""
+        # information_schema goes through every column of the database each time; and asking pragma_table_info for a
+        # table that does not exist ends the transaction.
+        known = connection.execute(
+            "SELECT 1 FROM duckdb_tables() WHERE schema_name = ? AND table_name = ?",
+            [contract.schema, contract.name],
+        ).fetchone()
+        if not known:
+            return set()
+        found = connection.execute("SELECT name FROM pragma_table_info(?)", [contract.relation]).fetchall()
+        return {name for (name,) in found}
+
+    def _add_columns(self, connection: duckdb.DuckDBPyConnection, contract: TableContract) -> None:
+        for column in _lacking(contract, self._stored_columns(connection, contract), contract.column_names):
+            connection.execute(
+                f"ALTER TABLE {contract.relation} ADD COLUMN {column.name} {_sql_type(contract, column.name)}"
+            )
+
 
 @dataclass(frozen=True)
 class _DuckDBReader(TableReader):
     """Reads inside of one transaction."""
 
+    warehouse: DuckDBWarehouse
     connection: duckdb.DuckDBPyConnection
 
     def days(self, contract: TableContract) -> list[date]:
-        if not _exists(self.connection, contract):
+        if not self.warehouse._exists(self.connection, contract):
             return []
         found = self.connection.execute(
             f"SELECT DISTINCT service_date FROM {contract.relation} ORDER BY service_date"  # noqa: S608
@@ -300,7 +356,9 @@ class _DuckDBReader(TableReader):
         return [day for (day,) in found]
 
     def read(self, contract: TableContract, first: date, last: date) -> pl.DataFrame:
-        return _read(self.connection, contract, first, last, contract.column_names, order=False)
+        return self.warehouse._read(
+            self.connection, contract, first, last, contract.column_names, order=False
+        )
 
 
 @contextmanager
@@ -312,33 +370,6 @@ def _transaction(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
     except BaseException:
         connection.execute("ROLLBACK")
         raise
-
-
-def _read(
-    connection: duckdb.DuckDBPyConnection,
-    contract: TableContract,
-    first: date | None,
-    last: date | None,
-    columns: Sequence[str],
-    order: bool,
-) -> pl.DataFrame:
-    empty = contract.empty().select(columns)
-    stored = _stored_columns(connection, contract)
-    if not stored:
-        return empty
-    limits, values = [], []
-    for sign, day in ((">=", first), ("<=", last)):
-        if day is not None:
-            limits.append(f"service_date {sign} ?")
-            values.append(day)
-    where = f" WHERE {' AND '.join(limits)}" if limits else ""
-    sort = f" ORDER BY {', '.join(contract.key)}" if order and contract.key else ""
-    lacking = {column.name for column in _lacking(contract, stored, columns)}
-    selected = (
-        f"NULL::{_sql_type(contract, name)} AS {name}" if name in lacking else name for name in columns
-    )
-    sql = f"SELECT {', '.join(selected)} FROM {contract.relation}{where}{sort}"  # noqa: S608
-    return _from_database(_select(connection, sql, values), empty.schema)
 
 
 def _insert(connection: duckdb.DuckDBPyConnection, contract: TableContract, rows: pl.DataFrame) -> None:
@@ -357,24 +388,6 @@ def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0]
 
 
-def _exists(connection: duckdb.DuckDBPyConnection, contract: TableContract) -> bool:
-    return bool(_stored_columns(connection, contract))
-
-
-def _stored_columns(connection: duckdb.DuckDBPyConnection, contract: TableContract) -> set[str]:
-    """Names of the columns the table has; none where it does not exist."""
-    # information_schema goes through every column of the database each time; and asking pragma_table_info for a table
-    # that does not exist ends the transaction.
-    known = connection.execute(
-        "SELECT 1 FROM duckdb_tables() WHERE schema_name = ? AND table_name = ?",
-        [contract.schema, contract.name],
-    ).fetchone()
-    if not known:
-        return set()
-    found = connection.execute("SELECT name FROM pragma_table_info(?)", [contract.relation]).fetchall()
-    return {name for (name,) in found}
-
-
 def _lacking(contract: TableContract, stored: set[str], wanted: Sequence[str]) -> list[Column]:
     """The wanted columns that a table of an earlier version has not, all of which may be null.
 
@@ -388,20 +401,6 @@ def _lacking(contract: TableContract, stored: set[str], wanted: Sequence[str]) -
             "move the home away and build it again"
         )
     return lacking
-
-
-def _create(connection: duckdb.DuckDBPyConnection, contract: TableContract) -> None:
-    columns = ", ".join(f"{name} {_sql_type(contract, name)}" for name in contract.column_names)
-    connection.execute(f"CREATE SCHEMA IF NOT EXISTS {contract.schema}")
-    connection.execute(f"CREATE TABLE IF NOT EXISTS {contract.relation} ({columns})")
-    _add_columns(connection, contract)
-
-
-def _add_columns(connection: duckdb.DuckDBPyConnection, contract: TableContract) -> None:
-    for column in _lacking(contract, _stored_columns(connection, contract), contract.column_names):
-        connection.execute(
-            f"ALTER TABLE {contract.relation} ADD COLUMN {column.name} {_sql_type(contract, column.name)}"
-        )
 
 
 def _sql_type(contract: TableContract, name: str) -> str:

@@ -2,7 +2,6 @@
 
 import os
 import warnings
-from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -37,8 +36,8 @@ from bike_assets_tests.tables import BETA_BACKFILL_POLICY, batch, day_rows
 with warnings.catch_warnings():
     # A package of dagster-dbt's, which nothing here can replace, deprecates itself while it is imported.
     warnings.filterwarnings("ignore", "sqlglotrs is deprecated", DeprecationWarning)
-    from bike_assets.build import build_defs
-    from bike_assets.resources.dbt import partition_environment
+    from bike_assets.build import build_defs, dbt_project
+    from bike_assets.resources.dbt import DbtInProcess, DbtResource, partition_environment
 
 pytestmark = [
     # dagster-dbt reads an attribute that Dagster deprecates.
@@ -58,16 +57,20 @@ Tables = dict[str, pl.DataFrame]
 
 
 @pytest.fixture(scope="module")
-def tables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tables]:
+def tables(tmp_path_factory: pytest.TempPathFactory) -> Tables:
     """Every model's table after building the whole range, and after building two of its days alone again."""
+    return build_tables(Settings(home=tmp_path_factory.mktemp("dbt"), partitions_start=FIRST))
+
+
+def build_tables(settings: Settings, dbt: DbtResource | None = None) -> Tables:
+    """The tables of `tables`, built by another resource `dbt` where one is given."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("BIKE_WAREHOUSE", "PATH"):  # building definitions sets them; this puts them back
             patch.setenv(name, os.environ.get(name, ""))
-        settings = Settings(home=tmp_path_factory.mktemp("dbt"), partitions_start=FIRST)
         warehouse = DuckDBWarehouse(path=str(settings.warehouse_path))
         store(warehouse, batch(*raw()), FIRST, LAST, now=LATE)
         warehouse.replace(PREDICTIONS, predictions(), FIRST, FIRST)
-        definitions = build_defs(settings)
+        definitions = build_defs(settings, {"dbt": dbt} if dbt else None)
         with dg.DagsterInstance.ephemeral() as instance:
 
             def build(*assets: str, **how: Any) -> None:
@@ -83,7 +86,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tables]:
                 "SELECT table_name, column_name FROM information_schema.columns "
                 "WHERE table_schema = 'bike_traffic_analytics' ORDER BY table_name, ordinal_position"
             )
-        yield {
+        return {
             "cleaned": whole,
             "again": warehouse.read(CLEANED_COUNTS),
             "columns": columns,
@@ -423,3 +426,23 @@ def test_a_build_is_limited_to_its_partitions_both_ends_included() -> None:
         "BIKE_FIRST_DATE": "2024-10-24",
         "BIKE_LAST_DATE": "2024-10-29",
     }
+
+
+def test_what_dbt_compiled_makes_the_tables_that_dbt_makes(
+    tables: Tables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("BIKE_WAREHOUSE", "PATH"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    settings = Settings(home=tmp_path, partitions_start=FIRST)
+    project = dbt_project(settings)
+    in_process = DbtInProcess(
+        project_dir=str(project.project_dir),
+        profiles_dir=str(project.project_dir),
+        artifacts_dir=str(tmp_path / "artifacts"),
+    )
+
+    found = build_tables(settings, in_process)
+
+    assert found.keys() == tables.keys()
+    for name, rows in tables.items():
+        assert_frame_equal(found[name], rows, check_row_order=False)
