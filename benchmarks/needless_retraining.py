@@ -54,11 +54,13 @@ def cleaned(source: SimulatorSource, health: pl.DataFrame, counts: pl.DataFrame)
 
 def realised(scored: pl.DataFrame, monday: date) -> Realised:
     """Accuracy of the four weeks before a Monday, all horizons together."""
-    known = scored.filter(pl.col("day").is_between(monday - timedelta(days=DAYS), monday - timedelta(days=1)))
+    known = scored.filter(
+        pl.col("service_date").is_between(monday - timedelta(days=DAYS), monday - timedelta(days=1))
+    )
     truth = known["hourly_count"].cast(pl.Float64)
     errors = float(((known["forecast"] - truth) ** 2).sum())
     spread = float(((truth - truth.mean()) ** 2).sum())
-    return Realised(1 - errors / spread, known.height, known["day"].n_unique())
+    return Realised(1 - errors / spread, known.height, known["service_date"].n_unique())
 
 
 def an_hour_late(scored: pl.DataFrame) -> pl.DataFrame:
@@ -87,7 +89,13 @@ def decisions(seed: int, counters: int, *, worse: bool) -> list[tuple[date, str,
     )
     if worse:
         scored = an_hour_late(scored)
-    scored = scored.with_columns(day=target_day())
+    all_horizons = of_healthy_days(
+        scored.rename({"service_date": "issue_date"}).with_columns(
+            service_date=scored.select(target_day()).to_series()
+        ),
+        health,
+        "issue_date",
+    )
     spikes = counts.filter("is_spike")
     ahead, held_out = (
         fairly_based(of_healthy_days(rows.filter(horizon=1), health), spikes).drop_nulls("mean4")
@@ -96,7 +104,7 @@ def decisions(seed: int, counters: int, *, worse: bool) -> list[tuple[date, str,
     answers: list[tuple[date, str, str]] = []
     trained = year.train_until
     for monday in mondays(JUDGED + timedelta(days=7), LAST):
-        truth = realised(scored, monday)
+        truth = realised(all_horizons, monday)
         lately = ahead.filter(
             pl.col("service_date").is_between(monday - timedelta(days=DAYS), monday - timedelta(days=1))
         )

@@ -53,7 +53,7 @@ PARENTS = {
     "forecast_accuracy": ["cleaned_counts", "predictions"],
     "model_history": ["forecast_accuracy", "predictions"],
     "drift_report": ["cleaned_counts", "counter_health", "predictions"],
-    "retraining_decision": ["drift_report", "forecast_accuracy"],
+    "retraining_decision": ["counter_health", "drift_report", "forecast_accuracy"],
     "shadow_predictions": ["features", "trained_model"],
     "experiment_report": ["cleaned_counts", "counter_health", "predictions", "shadow_predictions"],
 }

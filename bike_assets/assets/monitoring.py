@@ -36,6 +36,7 @@ from bike_assets.core.drift import (
     reference_days,
     skill_fell,
 )
+from bike_assets.core.features import MAX_HORIZON
 from bike_assets.core.health import UNHEALTHY, of_healthy_days, without
 from bike_assets.core.metrics import join_truth
 from bike_assets.core.network import GROWING_DAYS, HISTORY_DAYS, Shift, believable_days, network
@@ -157,9 +158,18 @@ def build_retraining_decision(
     settings: Settings, policy: RetrainingPolicy, partitions: dg.PartitionsDefinition[str]
 ) -> dg.AssetsDefinition:
     """The asset `retraining_decision` on the given issue dates, by the given policy."""
+    looks_at = dg.TimeWindowPartitionMapping(
+        start_offset=-settings.drift_days - MAX_HORIZON,
+        end_offset=-1,
+        allow_nonexistent_upstream_partitions=True,
+    )
 
     @dg.asset(
-        deps=["drift_report", "forecast_accuracy"],
+        deps=[
+            "drift_report",
+            "forecast_accuracy",
+            dg.AssetDep("counter_health", partition_mapping=looks_at),
+        ],
         partitions_def=partitions,
         group_name=tags.MONITORING,
         owners=[tags.ML_TEAM],
@@ -473,23 +483,38 @@ def reported_drift(settings: Settings, issue_date: date, *, needed: bool = True)
 
 
 def realised(warehouse: Warehouse, issue_date: date, days: int, model_version: str | None) -> Realised:
-    """The champion's realised accuracy on the days before an issue date, all horizons together."""
-    row = warehouse.query(
+    """The champion's realised accuracy on the days before an issue date, all horizons together.
+
+    Counters that were not alive on the day, or when it was forecast, are left out: they are incidents of their own
+    (`counter_health`), and a new model would not have done better.
+    """
+    first, last = issue_date - timedelta(days=days), issue_date - timedelta(days=1)
+    scored = warehouse.query(
         """
-        SELECT sum(hours) AS hours, count(DISTINCT service_date) AS days, sum(truth_sum) AS total,
-               sum(truth_square_sum) AS squares, sum(squared_error_sum) AS errors
+        SELECT service_date, issue_date, counter_id, hours, truth_sum, truth_square_sum, squared_error_sum
         FROM bike_traffic_analytics.forecast_accuracy
-        WHERE model_version = ? AND service_date >= ? AND service_date < ?
+        WHERE model_version = ? AND service_date BETWEEN ? AND ?
         """,
-        [model_version, issue_date - timedelta(days=days), issue_date],
-    ).row(0, named=True)
-    if not row["hours"]:
+        [model_version, first, last],
+    )
+    health = warehouse.read(
+        COUNTER_HEALTH,
+        first - timedelta(days=MAX_HORIZON),
+        last,
+        columns=("service_date", "counter_id", "state"),
+        order=False,
+    )
+    fair = of_healthy_days(scored, health, "issue_date")
+    if fair.is_empty():
         return Realised(None, 0, 0)
-    spread = float(row["squares"]) - float(row["total"]) ** 2 / float(row["hours"])
-    # Databases add in any order; the digits that come of it would tell one place's decisions from another's.
-    r2 = round(1 - float(row["errors"]) / spread, 9) if spread > 0 else None
-    rmse = math.sqrt(float(row["errors"]) / float(row["hours"]))
-    return Realised(r2, int(row["hours"]), int(row["days"]), rmse)
+    hours, total, squares, errors = (
+        float(fair[name].sum()) for name in ("hours", "truth_sum", "truth_square_sum", "squared_error_sum")
+    )
+    spread = squares - total**2 / hours
+    # Databases give rows in any order; the digits that come of adding them would tell one place's decisions from
+    # another's.
+    r2 = round(1 - errors / spread, 9) if spread > 0 else None
+    return Realised(r2, int(hours), fair["service_date"].n_unique(), math.sqrt(errors / hours))
 
 
 def decision_row(issue_date: date, answer: RetrainingDecision, version: str | None) -> pl.DataFrame:

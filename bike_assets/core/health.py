@@ -373,17 +373,23 @@ def without(counts: pl.DataFrame, health: pl.DataFrame, states: Collection[State
     return counts.join(faulty, on=["counter_id", "service_date"], how="anti")
 
 
-def of_healthy_days(rows: pl.DataFrame, health: pl.DataFrame) -> pl.DataFrame:
-    """The rows of days on which their counter was alive and had been the day before; all where nothing is known.
+def of_healthy_days(
+    rows: pl.DataFrame, health: pl.DataFrame, issue_date: str = "service_date"
+) -> pl.DataFrame:
+    """The rows of days on which their counter was alive and had been the day before the forecast was issued; all where
+    nothing is known.
 
-    What a model is judged by: that a dead counter comes back on the next day is in nobody's forecast.
+    What a model is judged by: that a dead counter comes back is in nobody's forecast.
 
     Args:
-        rows: has counter_id and service_date.
+        rows: has counter_id, service_date (the day that was forecast) and `issue_date`.
         health: `counter_id`, `service_date` and `state` of `counter_health`.
+        issue_date: the column of the day on which the forecast was issued; by default the forecast day itself.
     """
-    day_after = health.with_columns(pl.col("service_date").dt.offset_by("1d"))
-    return without(without(rows, health, UNHEALTHY), day_after, UNHEALTHY)
+    alive = without(rows, health, UNHEALTHY)
+    known = health.select("counter_id", "state", pl.col("service_date").dt.offset_by("1d").alias(issue_date))
+    broken = known.filter(pl.col("state").is_in([state.value for state in UNHEALTHY]))
+    return alive.join(broken, on=["counter_id", issue_date], how="anti")
 
 
 def incidents(health: pl.DataFrame, bridge_days: int = 2) -> pl.DataFrame:

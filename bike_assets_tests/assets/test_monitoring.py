@@ -26,7 +26,7 @@ from bike_assets.assets.monitoring import (
     reported_drift,
     training_hours,
 )
-from bike_assets.core.contracts import AUDIT_LOG, CLEANED_COUNTS, RETRAINING_DECISIONS
+from bike_assets.core.contracts import AUDIT_LOG, CLEANED_COUNTS, COUNTER_HEALTH, RETRAINING_DECISIONS
 from bike_assets.core.errors import PermanentError
 from bike_assets.core.retraining import RetrainingPolicy, decide_retraining
 from bike_assets.partitions import service_days
@@ -151,7 +151,7 @@ def test_a_report_says_what_was_found(settings: Settings) -> None:
 def accuracy_table(warehouse: DuckDBWarehouse, scored: pl.DataFrame) -> None:
     """Scored hours, added up as the dbt model does."""
     error = pl.col("forecast") - pl.col("truth")
-    rows = scored.group_by("service_date", "counter_id", "model_version").agg(
+    rows = scored.group_by("service_date", "issue_date", "counter_id", "model_version").agg(
         hours=pl.len().cast(pl.Int64),
         truth_sum=pl.col("truth").sum(),
         truth_square_sum=(pl.col("truth") ** 2).sum(),
@@ -177,8 +177,9 @@ def scored_hours() -> pl.DataFrame:
             "model_version": [str(v) for v in rng.integers(1, 3, n)],
             "truth": truth,
             "forecast": truth + rng.normal(3, 25, n),
+            "horizon": rng.integers(1, 8, n),
         }
-    )
+    ).with_columns(issue_date=pl.col("service_date") - pl.duration(days=pl.col("horizon") - 1))
 
 
 def test_realised_accuracy_is_r2_over_the_hours_of_the_window_and_version(warehouse: DuckDBWarehouse) -> None:
@@ -196,6 +197,39 @@ def test_realised_accuracy_is_r2_over_the_hours_of_the_window_and_version(wareho
         1 - ((truth - forecast) ** 2).sum() / ((truth - truth.mean()) ** 2).sum()
     )
     assert (found.rows, found.days) == (window.height, DAYS)
+
+
+def test_a_broken_counter_is_not_held_against_the_champion(warehouse: DuckDBWarehouse) -> None:
+    broken = pl.date_range(ISSUE - timedelta(days=12), ISSUE - timedelta(days=9), eager=True)
+    spoilt = (pl.col("counter_id") == "c1") & (
+        pl.col("service_date").is_in(broken.implode())
+        | (pl.col("issue_date") - timedelta(days=1)).is_in(broken.implode())
+    )
+    scored = scored_hours().with_columns(
+        forecast=pl.when(spoilt).then(pl.col("truth") + 5000).otherwise("forecast")
+    )
+    accuracy_table(warehouse, scored)
+    assert (realised(warehouse, ISSUE, DAYS, "2").r2 or 0) < 0
+
+    health = pl.DataFrame({"service_date": broken}).with_columns(
+        counter_id=pl.lit("c1"),
+        state=pl.lit("dead"),
+        known_hours=24,
+        silent_days=0,
+        stuck_hours=1,
+        reason=pl.lit("24 hours of zero"),
+    )
+    rows = pl.concat([COUNTER_HEALTH.empty(), health], how="diagonal_relaxed")
+    warehouse.replace(COUNTER_HEALTH, rows, broken[0], broken[-1])
+
+    found = realised(warehouse, ISSUE, DAYS, "2")
+    fair = scored.filter(
+        ~spoilt,
+        pl.col("service_date").is_between(ISSUE - timedelta(days=DAYS), ISSUE - timedelta(days=1)),
+        pl.col("model_version") == "2",
+    )
+    assert found.rows == fair.height
+    assert found.rmse == pytest.approx(float(((fair["forecast"] - fair["truth"]) ** 2).mean() ** 0.5))
 
 
 def test_accuracy_is_the_same_in_whatever_order_a_database_adds(warehouse: DuckDBWarehouse) -> None:

@@ -188,6 +188,34 @@ def test_a_model_is_not_judged_by_the_day_a_counter_came_back(counts: pl.DataFra
     assert_frame_equal(of_healthy_days(rows, health.head(0)), rows)
 
 
+def test_a_forecast_is_judged_only_if_its_counter_was_alive_the_day_before_it_was_issued() -> None:
+    health = states(("a", "alive", 3), ("a", "dead", 2), ("a", "alive", 15), ("b", "alive", 20))
+    start = date(2024, 1, 1)
+    rows = pl.DataFrame(
+        [
+            (counter, start + timedelta(days=issue), start + timedelta(days=issue + ahead))
+            for counter in ("a", "b")
+            for issue in range(1, 12)
+            for ahead in range(7)
+        ],
+        schema=["counter_id", "issue_date", "service_date"],
+        orient="row",
+    )
+
+    gone = rows.join(of_healthy_days(rows, health, "issue_date"), on=rows.columns, how="anti")
+
+    assert set(gone["counter_id"]) == {"a"}
+    dead = [start + timedelta(days=3), start + timedelta(days=4)]
+    assert_frame_equal(
+        gone,
+        rows.filter(
+            pl.col("counter_id") == "a",
+            pl.col("service_date").is_in(dead) | (pl.col("issue_date") - timedelta(days=1)).is_in(dead),
+        ),
+        check_row_order=False,
+    )
+
+
 def states(*runs: tuple[str, str, int]) -> pl.DataFrame:
     """Health of counters, given as runs of (counter, state, days) from 1 January on."""
     rows, day = [], {}
