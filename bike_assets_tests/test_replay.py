@@ -90,7 +90,9 @@ def test_a_replay_has_a_home_of_its_own_that_its_thresholds_name(tmp_path: Path,
 
 
 def test_a_replay_never_writes_to_production(tmp_path: Path, history: History) -> None:
-    settings = Settings(home=tmp_path).model_copy(update={"env": "prod", "mlflow_tracking_uri": "http://mlflow"})
+    settings = Settings(home=tmp_path).model_copy(
+        update={"env": "prod", "mlflow_tracking_uri": "http://mlflow"}
+    )
 
     replay = plan_replay(settings, history, date(2024, 5, 20), date(2024, 5, 26), Policies())
 
