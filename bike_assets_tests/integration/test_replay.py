@@ -23,9 +23,10 @@ from bike_assets.core.features import FEATURE_LOOKBACK_DAYS
 from bike_assets.home import open_instance, prepare
 from bike_assets.resources.audit import AuditLog
 from bike_assets.resources.registry import CHALLENGER, CHAMPION, PREVIOUS, ModelRegistry
-from bike_assets.resources.source import CountsSourceResource, WeatherSourceResource
+from bike_assets.resources.source import WeatherSourceResource
 from bike_assets.resources.warehouse import DuckDBWarehouse
-from bike_assets.settings import Settings
+from bike_assets.settings import REPOSITORY, Settings
+from bike_assets.sources.base import busy_span
 from bike_assets_tests.homes import SMALL_CITY, bike_assets, one_json, settings_of, started
 
 with warnings.catch_warnings():
@@ -58,6 +59,18 @@ margin_r2 = 0.0
 p_value = 0.9
 """
 """Trains on the second Monday, and promotes what is better at all."""
+
+FOLDER = Path(os.environ.get("BIKE_REAL_DATA") or REPOSITORY.parent / "shared" / "data")
+EXPORTS = ("comptage-velo-2023.csv.gz", "comptage-velo-donnees-compteurs_2023-08_2024-02.parquet")
+WEATHER = "weather_2023-01_2024-02.parquet"
+PARIS = {
+    "BIKE_SOURCE": "archive",
+    "BIKE_DATA": os.pathsep.join(str(FOLDER / name) for name in EXPORTS),
+    "BIKE_WEATHER": "file",
+    "BIKE_WEATHER_DATA": str(FOLDER / WEATHER),
+}
+HOLIDAYS = date(2023, 8, 14), date(2023, 8, 22)
+"""Two Mondays of the exports and the day after a training."""
 
 RUNS_BEFORE_THE_KILL = 20
 """Runs of days after which the replay is killed: in the middle of the first week."""
@@ -134,26 +147,58 @@ def test_policies_stand_side_by_side_and_decide_differently(replays: list[dict[s
 def test_the_same_days_one_by_one_in_dagster_end_the_same(
     replays: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("DAGSTER_HOME", "BIKE_HOME", "BIKE_WAREHOUSE", "PATH"):
-        monkeypatch.setenv(name, os.environ.get(name, ""))
-    policy = tmp_path / "eager.toml"
-    policy.write_text(EAGER)
-    plain = settings_of(tmp_path / "home", SMALL_CITY)
-    by_hand = Policies.of(plain).read(policy).applied(plain)
-    live_by_hand(by_hand)
+    by_hand = eager(settings_of(tmp_path / "home", SMALL_CITY), tmp_path)
+    live_by_hand(by_hand, FIRST, LAST, monkeypatch)
 
-    replayed = Settings(home=Path(replays[0]["home"]))
+    assert_same_end(by_hand, replays[0])
+
+
+@pytest.mark.skipif(
+    not all((FOLDER / name).exists() for name in (*EXPORTS, WEATHER)),
+    reason=f"no real exports in {FOLDER} (set BIKE_REAL_DATA to their folder)",
+)
+def test_days_of_the_real_exports_one_by_one_end_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_hand = eager(settings_of(tmp_path / "home", PARIS), tmp_path)
+    first, last = HOLIDAYS
+    done = bike_assets(
+        *("replay", "--home", tmp_path / "replay", "--from", first.isoformat(), "--to", last.isoformat()),
+        *("--policy", tmp_path / "eager.toml", "--json"),
+        env=PARIS,
+    )
+    assert done.returncode == 0, done.stderr
+    (result,) = one_json(done.stdout)["policies"]
+    assert len(result["trainings"]) == 2
+
+    live_by_hand(by_hand, first, last, monkeypatch)
+
+    assert_same_end(by_hand, result)
+
+
+def eager(settings: Settings, folder: Path) -> Settings:
+    """The settings by the eager policy, which is written to a file of the folder."""
+    policy = folder / "eager.toml"
+    policy.write_text(EAGER)
+    return Policies.of(settings).read(policy).applied(settings)
+
+
+def assert_same_end(by_hand: Settings, result: Mapping[str, Any]) -> None:
+    """A replay ended with the decisions, forecasts, counts, log and models of the days lived one by one."""
+    replayed = Settings(home=Path(result["home"]))
     for contract in (RETRAINING_DECISIONS, PREDICTIONS, RAW_COUNTS, AUDIT_LOG):
         assert_frame_equal(table(by_hand, contract), table(replayed, contract))
     assert aliases(by_hand) == aliases(replayed)
-    assert replays[0]["champion"] == aliases(by_hand)[CHAMPION]
+    assert result["champion"] == aliases(by_hand)[CHAMPION]
 
 
-def live_by_hand(settings: Settings) -> None:
+def live_by_hand(settings: Settings, first: date, last: date, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every day's jobs in the order of their schedules, whole, with checks, dbt in processes of its own."""
+    for name in ("DAGSTER_HOME", "BIKE_HOME", "BIKE_WAREHOUSE", "PATH"):  # put back afterwards
+        monkeypatch.setenv(name, os.environ.get(name, ""))
     prepare(settings)
     history = read_history(settings)
-    clock = Clock(moment(FIRST, 0))
+    clock = Clock(moment(first, 0))
     definitions = build_defs(
         settings,
         {
@@ -163,7 +208,7 @@ def live_by_hand(settings: Settings) -> None:
             ),
         },
     )
-    oldest, until = CountsSourceResource.from_settings(settings).open().span()[0], FIRST - timedelta(days=1)
+    oldest, until = busy_span(history.rows)[0], first - timedelta(days=1)
     with set_to(lambda: clock.moment.astimezone(UTC)), open_instance(settings) as instance:
 
         def run(job: str, *days: date) -> Mapping[str, Any]:
@@ -192,7 +237,7 @@ def live_by_hand(settings: Settings) -> None:
         first_issue = oldest + timedelta(days=FEATURE_LOOKBACK_DAYS)
         materialize(definitions, instance, ["features"], days=(first_issue, until))
         materialize(definitions, instance, ["trained_model", "champion"])
-        for day in days_between(FIRST, LAST):
+        for day in days_between(first, last):
             back, yesterday = day - timedelta(days=settings.refetch_days + 1), day - timedelta(days=1)
             clock.moment = moment(day, 6, 15)
             run("ingest", back, yesterday)
