@@ -5,28 +5,33 @@
 Every seed is a simulated city of two years with weather, seasons, outages and replaced counters of its own and no
 drift. The default model learns from the first year and forecasts every morning of the second; every Monday the
 retraining decision is made as `retraining_decision` makes it, from the accuracy realised in four weeks and the skill
-against the model's held-out days. The columns' drift share is taken for 100 %, the worst there is, so what is counted
-is an upper bound. Nothing is trained again: a cause that lasts is counted whenever the cooldown is over.
+against the model's held-out days. Where the drift of the columns decides, they are compared as `drift_report` compares
+them. Nothing is trained again: a cause that lasts is counted whenever the cooldown is over.
 
 With --worse the model goes bad in the middle of the year: from then on its forecasts are those of the hour before, as
 if a clock had been set wrong. Printed is after how many days a training is asked for.
 """
 
 import argparse
+import tempfile
 import time
 from collections import Counter
 from datetime import date, timedelta
+from functools import partial
+from pathlib import Path
 
 import polars as pl
 from drift_alarms import COLUMNS, FIRST, JUDGED, LAST, mondays
 
-from bike_assets.assets.monitoring import Realised, day_errors
+from bike_assets.assets.evidently_report import drift_report
+from bike_assets.assets.monitoring import RATIO_COLUMNS, Realised, day_errors, with_ratios
 from bike_assets.core.backtest import Origin, fit, issue, training_data
 from bike_assets.core.calendar import local_columns
-from bike_assets.core.drift import DriftPolicy, skill_fell
+from bike_assets.core.drift import DriftPolicy, reference_days, skill_fell
 from bike_assets.core.features import WARM_UP_DAYS
-from bike_assets.core.health import NOT_LEARNED, counter_health, of_healthy_days, without
+from bike_assets.core.health import NOT_LEARNED, UNHEALTHY, counter_health, of_healthy_days, without
 from bike_assets.core.intervals import target_day
+from bike_assets.core.profile import PROFILE_COLUMNS, daily_profile
 from bike_assets.core.retraining import decide_retraining
 from bike_assets.core.skill import fairly_based, skill_change
 from bike_assets.core.training import TrainConfig
@@ -72,6 +77,29 @@ def an_hour_late(scored: pl.DataFrame) -> pl.DataFrame:
     )
 
 
+def drift_share(
+    counts: pl.DataFrame, health: pl.DataFrame, lately: pl.DataFrame, held_out: pl.DataFrame, monday: date
+) -> float | None:
+    """Share of the columns that drifted in the four weeks before a Monday, as `drift_report` tests them."""
+    history = without(counts.filter(pl.col("service_date") < monday), health, UNHEALTHY)
+    current = history.filter(pl.col("service_date") >= monday - timedelta(days=DAYS))
+    reference = reference_days(
+        current_days=current["service_date"].unique().to_list(),
+        available_days=history["service_date"].unique().to_list(),
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        return drift_report(
+            current=with_ratios(daily_profile(current), lately),
+            reference=with_ratios(
+                daily_profile(history.filter(pl.col("service_date").is_in(reference.days))), held_out
+            ),
+            columns=(*PROFILE_COLUMNS, *RATIO_COLUMNS),
+            html_path=Path(folder) / "drift.html",
+            json_path=Path(folder) / "drift.json",
+            threshold=DriftPolicy().column_distance,
+        ).share
+
+
 def decisions(seed: int, counters: int, *, worse: bool) -> list[tuple[date, str, str]]:
     """Every Monday's decision, with its reasons."""
     source = SimulatorSource(seed=seed, counters=counters, first_day=FIRST, last_day=LAST)
@@ -108,14 +136,17 @@ def decisions(seed: int, counters: int, *, worse: bool) -> list[tuple[date, str,
         lately = ahead.filter(
             pl.col("service_date").is_between(monday - timedelta(days=DAYS), monday - timedelta(days=1))
         )
-        answer = decide_retraining(
+        decide = partial(
+            decide_retraining,
             truth.r2,
-            1.0,
             n_truth_rows=truth.rows,
             n_truth_days=truth.days,
             skill_fell=skill_fell(skill_change(day_errors(held_out), day_errors(lately)), DriftPolicy()),
             days_since_training=(monday - trained).days,
         )
+        answer = decide(1.0)
+        if answer.decision == "retrain_proactive":
+            answer = decide(drift_share(counts, health, lately, held_out, monday))
         trained = monday if answer.retrain else trained
         answers.append((monday, answer.decision, "; ".join(answer.reasons)))
     return answers
