@@ -44,7 +44,7 @@ h1{font-size:1.6rem;margin-bottom:.2rem}h2{font-size:1.2rem;margin:2.2rem 0 .4re
 h3{font-size:1rem;margin:1.2rem 0 .2rem}p{margin:.4rem 0}.quiet{color:#666}
 table{border-collapse:collapse;font-size:13px;font-variant-numeric:tabular-nums;margin:.4rem 0}
 th,td{padding:.15rem .55rem;text-align:right;border-bottom:1px solid #eee;white-space:nowrap}
-th{background:#f6f6f6;font-weight:600}th:first-child,td:first-child{text-align:left}
+th{background:#f6f6f6;font-weight:600}th:first-child,td:first-child,.words{text-align:left}
 .wide{overflow-x:auto}
 .side{display:flex;flex-wrap:wrap;gap:1rem 3rem;align-items:flex-start}
 img{max-width:100%;height:auto}code{background:#f4f4f4;padding:.1rem .3rem;word-break:break-all}
@@ -141,10 +141,20 @@ def _rows(metrics: pl.DataFrame, family: str, grouping: str, rows: str = "all") 
 
 
 def table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
-    """A table of texts, which may hold anything."""
-    cells = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in body)
-    names = "".join(f"<th>{html.escape(name)}</th>" for name in head)
-    return f"<div class=wide><table><tr>{names}</tr>{cells}</table></div>"
+    """A table of texts, which may hold anything. Columns of words stand on the left, of numbers on the right."""
+    rows = list(body)
+    kinds = [
+        " class=words" if any(row[number][:1].isalpha() for row in rows) else ""
+        for number in range(len(head))
+    ]
+
+    def line(tag: str, cells: Sequence[str]) -> str:
+        return "".join(
+            f"<{tag}{kind}>{html.escape(cell)}</{tag}>" for kind, cell in zip(kinds, cells, strict=True)
+        )
+
+    lines = "".join(f"<tr>{line('td', row)}</tr>" for row in rows)
+    return f"<div class=wide><table><tr>{line('th', head)}</tr>{lines}</table></div>"
 
 
 def _cells(row: Mapping[str, Any], measures: Sequence[str]) -> list[str]:
