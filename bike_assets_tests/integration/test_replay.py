@@ -187,7 +187,10 @@ def assert_same_end(by_hand: Settings, result: Mapping[str, Any]) -> None:
     """A replay ended with the decisions, forecasts, counts, log and models of the days lived one by one."""
     replayed = Settings(home=Path(result["home"]))
     for contract in (RETRAINING_DECISIONS, PREDICTIONS, RAW_COUNTS, AUDIT_LOG):
-        assert_frame_equal(table(by_hand, contract), table(replayed, contract))
+        # Raw counts have no key to be sorted by: exports may tell of an hour twice.
+        assert_frame_equal(
+            table(by_hand, contract), table(replayed, contract), check_row_order=bool(contract.key)
+        )
     assert aliases(by_hand) == aliases(replayed)
     assert result["champion"] == aliases(by_hand)[CHAMPION]
 
