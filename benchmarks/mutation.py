@@ -32,7 +32,10 @@ EQUIVALENT = {
     "    return float((1 + (signs @ differences >= bound).sum()) / (1 | _DRAWS))": "20,001 as well",
     "    return float((1 + (signs @ differences >= bound).sum()) / (1 ^ _DRAWS))": "20,001 as well",
     "        if self.total_squares <= 0:": "it is never below 0",
+    "        if len(set(dates)) != len(dates):": "a set never has more",
     "    /,": "callers name what comes after it",
+    '            decision is "retrain_proactive"': "words of the source are one object",
+    '            decision <= "retrain_proactive"': "the other word that comes here is greater",
     # An annotation inside a function is never evaluated.
     "    p_value: float | None = None": "annotation",
     "    reasons: list[str] = []": "annotation",

@@ -1,7 +1,8 @@
 """The promotion decision, gate by gate."""
 
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, fields, replace
 from datetime import date, timedelta
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -166,10 +167,13 @@ def test_a_window_may_have_more_days_than_a_year() -> None:
         {"floor_r2": float("nan")},
         {"floor_r2": float("-inf")},
         {"floor_r2": 1.0},
+        {"floor_r2": 1.5},
         {"margin_r2": -0.1},
         {"margin_r2": float("inf")},
         {"p_value": 0.0},
+        {"p_value": -0.1},
         {"p_value": 1.0},
+        {"p_value": 1.5},
         {"min_days": 0},
     ],
 )
@@ -180,6 +184,29 @@ def test_a_senseless_policy_is_refused(broken: dict[str, float]) -> None:
 
 def test_the_bounds_of_a_policy_are_allowed() -> None:
     assert PromotionPolicy(floor_r2=0.999, margin_r2=0.0, p_value=0.999, min_days=1).min_days == 1
+
+
+def test_as_many_days_as_are_needed_are_enough() -> None:
+    week, short = window(0.8, days=7), window(0.8, days=6)
+    champion = WindowScores(week, window(0.7, days=7))
+    assert decide_promotion(WindowScores(week, window(0.9, days=7)), champion).decision == "promote"
+    champion = WindowScores(short, window(0.7, days=7))
+    assert decide_promotion(WindowScores(short, window(0.9, days=7)), champion).decision == "cannot_judge"
+
+
+@pytest.mark.parametrize(
+    "frozen",
+    [
+        DayError(FIRST, 24, 1.0),
+        window(0.8),
+        scores(0.8, 0.8),
+        PromotionPolicy(),
+        decide_promotion(scores(0.8, 0.8), None),
+    ],
+)
+def test_what_a_decision_is_made_of_cannot_be_changed_afterwards(frozen: Any) -> None:
+    with pytest.raises(FrozenInstanceError):
+        setattr(frozen, fields(frozen)[0].name, None)
 
 
 def test_a_gain_has_nine_digits() -> None:

@@ -1,5 +1,6 @@
 """The retraining matrix, boundary by boundary."""
 
+from dataclasses import FrozenInstanceError
 from typing import Any
 
 import pytest
@@ -262,3 +263,9 @@ def test_a_senseless_policy_is_refused(broken: dict[str, Any]) -> None:
 def test_a_policy_may_stand_on_its_bounds(edge: dict[str, Any]) -> None:
     policy = RetrainingPolicy(**edge)
     assert {name: getattr(policy, name) for name in edge} == edge
+
+
+@pytest.mark.parametrize("frozen", [RetrainingPolicy(), decide(0.9, 0.1)])
+def test_what_a_decision_is_made_of_cannot_be_changed_afterwards(frozen: Any) -> None:
+    with pytest.raises(FrozenInstanceError):
+        frozen.r2 = 0.1
