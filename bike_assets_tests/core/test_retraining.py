@@ -33,6 +33,7 @@ def decide(r2: float | None, drift: float | None, **changes: Any) -> RetrainingD
         (0.6999, 0.2999, "fine"),
         (0.70, 0.50, "wait"),
         (0.70, 1.0, "wait"),
+        (0.95, 1.0, "wait"),
         (0.70, 0.30, "wait"),
         (0.70, 0.2999, "fine"),
         (1.0, 0.0, "fine"),
@@ -102,6 +103,7 @@ def test_lost_skill_that_a_training_did_not_bring_back_is_not_tried_again_at_onc
     assert answer.decision == "tried"
     assert answer.reasons[1] == "a training 14 days ago brought nothing, another is asked for after 28 days"
     assert decide(0.9, 0.0, **lost, policy=RetrainingPolicy(no_gain_days=14)).decision == "retrain_reactive"
+    assert decide(0.9, 0.0, **{**lost, "days_since_no_gain": 400}).decision == "retrain_reactive"
     assert decide(0.9, 0.0, **lost, force=True).decision == "retrain_forced"
     assert decide(0.9, 0.0, **lost, days_since_training=6).decision == "cooldown"
     assert decide(0.9, 0.0, days_since_no_gain=14).decision == "fine", "it changes no other answer"
@@ -232,6 +234,8 @@ def test_the_bounds_are_the_policys() -> None:
         {"drift_warning": 0.0},
         {"min_truth_rows": 0},
         {"cooldown_days": -1},
+        {"r2_warning": 1.5},
+        {"drift_warning": -0.1},
         {"no_gain_days": -1},
         {"max_trainings": 0},
         {"min_truth_days": 0},
