@@ -7,6 +7,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from bike_assets.core.contracts import CALIBRATIONS
 from bike_assets.core.drift import DriftPolicy
 from bike_assets.core.errors import PermanentError
 from bike_assets.policies import Policies
@@ -17,7 +18,14 @@ from bike_assets.sources.simulator import SimulatorSource
 with warnings.catch_warnings():
     # dagster-dbt's SQL parser calls its own fast tokenizer old.
     warnings.simplefilter("ignore", DeprecationWarning)
-    from bike_assets.replay import Engine, Journal, _interrupted, plan_replay, read_history
+    from bike_assets.replay import (
+        Engine,
+        Journal,
+        WarehouseOfOneProcess,
+        _interrupted,
+        plan_replay,
+        read_history,
+    )
 
 FIRST, LAST = date(2024, 1, 1), date(2024, 6, 30)
 
@@ -118,3 +126,21 @@ def test_days_that_cannot_be_replayed_are_refused(
 def test_the_live_source_has_no_past(tmp_path: Path) -> None:
     with pytest.raises(PermanentError, match="replay exports"):
         read_history(Settings(home=tmp_path, source="paris"))
+
+
+def test_a_table_whose_making_was_taken_back_is_not_taken_for_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no room")
+
+    warehouse = WarehouseOfOneProcess(path=str(tmp_path / "warehouse.duckdb"))
+    with monkeypatch.context() as patch:
+        patch.setattr("bike_assets.resources.warehouse._insert", broken)
+        with pytest.raises(RuntimeError, match="no room"):
+            warehouse.replace(CALIBRATIONS, CALIBRATIONS.empty(), LAST, LAST)
+
+    assert not warehouse.exists(CALIBRATIONS)
+    assert warehouse.read(CALIBRATIONS).is_empty()
+    warehouse.replace(CALIBRATIONS, CALIBRATIONS.empty(), LAST, LAST)
+    assert warehouse.exists(CALIBRATIONS)

@@ -121,6 +121,10 @@ class DbtModels:
             yield dg.Output(None, output_name=model.name)
 
 
+_MARKS: Final = (date(1111, 11, 11), date(2222, 12, 22))
+"""Days that stand in compiled SQL where the window's first and last are put."""
+
+
 @dataclass(frozen=True)
 class CompiledModel:
     """A model as dbt compiled it for DuckDB, with marks where the days of its window stand.
@@ -162,10 +166,6 @@ class CompiledModel:
         except BaseException:
             connection.execute("ROLLBACK")
             raise
-
-
-_MARKS: Final = (date(1111, 11, 11), date(2222, 12, 22))
-"""Days that stand in compiled SQL where the window's first and last are put."""
 
 
 @cache
